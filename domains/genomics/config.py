@@ -1,0 +1,68 @@
+"""What a genomics job can be told."""
+
+from dataclasses import dataclass, field
+
+from domains.config import TrainerConfig
+from mamba_core.backbone import BackboneConfig
+
+
+@dataclass
+class DataConfig:
+    """A genome, how it is split, and how windows are drawn from it."""
+
+    fasta: str = ""  # FASTA (plain, gzip, bgzip) or GenBank; empty: the bundled genome
+    store: str = ""  # a prepared store; wins over fasta
+    stores: str = "stores"  # folder in which prepared stores are kept and found again
+    test: list[str] | None = None  # contigs held out; None: by test_fraction
+    validation: list[str] | None = None
+    test_fraction: float = 0.1  # of the bases, in whole contigs
+    validation_fraction: float = 0.05
+    window: int = 4096  # bases
+    tokens_per_step: int = 32768  # bases per batch, constant while the length warms up
+    window_warmup: list[int] = field(default_factory=list)  # shorter windows first, e.g. [512, 2048]
+    window_warmup_fraction: float = 0.25  # of max_steps spent on all the shorter windows together
+    reverse_complement: bool = True  # each training window is flipped with probability 1/2
+    soft_mask_weight: float = 1.0  # weight of lower-case (repeat-masked) bases in the training loss
+    validation_tokens: int = 262144  # bases scored at each validation
+    workers: int = 0  # data loader processes
+
+
+@dataclass
+class TrainConfig:
+    """Everything that decides a training run; written beside the weights as config.yaml."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    seed: int = 0
+
+
+@dataclass
+class EvaluateConfig:
+    """Which bases are scored, and against which Markov models."""
+
+    max_order: int = 10  # largest Markov order considered; the order is chosen on validation
+    max_bases: int | None = None  # score at most this many bases, from the start of the test regions
+    both_strands: bool = True
+    chunk: int = 65536  # bases per call while streaming
+
+
+@dataclass
+class PredictConfig:
+    """Per-base log-likelihood of every contig of a FASTA file."""
+
+    fasta: str = ""
+    both_strands: bool = False
+    chunk: int = 65536  # bases per call; does not change the result
+
+
+@dataclass
+class GenerateConfig:
+    """Sampling from a causal model."""
+
+    prompt: str = ""  # bases; empty: from the model's start token
+    length: int = 1000  # bases sampled after the prompt
+    count: int = 1
+    temperature: float = 1.0
+    top_k: int = 4  # of A, C, G, T
+    seed: int = 0

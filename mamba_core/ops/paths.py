@@ -1,0 +1,27 @@
+"""The one place that decides which implementation of an operation runs."""
+
+import logging
+from functools import cache
+from typing import Literal
+
+Path = Literal["reference", "chunked"]
+
+_log = logging.getLogger("mamba_core")
+
+
+@cache
+def _announce(op: str, path: str, device: str) -> None:
+    _log.info("%s on %s runs the %s path", op, device, path)
+
+
+def choose_path(op: str, device_type: str, forced: Path | None = None) -> Path:
+    """Return the path that ``op`` takes on a device; ``forced`` wins. The choice is logged once.
+
+    Raises:
+        ValueError: ``forced`` is not a path of this operation.
+    """
+    if forced not in (None, "reference", "chunked"):
+        raise ValueError(f"{op}: unknown path {forced!r}; choose 'reference' or 'chunked'")
+    path: Path = forced or "chunked"
+    _announce(op, path, device_type)
+    return path
