@@ -1,0 +1,17 @@
+"""Mamba for very long sequences: a plain PyTorch library of selective state-space models."""
+
+from mamba_core.backbone import Backbone, BackboneConfig
+from mamba_core.causal_lm import CausalLM
+from mamba_core.mixers import Capabilities, Mamba1Config, Mamba2Config, Mixer
+from mamba_core.state import State
+
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "Capabilities",
+    "CausalLM",
+    "Mamba1Config",
+    "Mamba2Config",
+    "Mixer",
+    "State",
+]

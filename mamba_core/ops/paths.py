@@ -4,6 +4,8 @@ import logging
 from functools import cache
 from typing import Literal
 
+import torch
+
 Path = Literal["reference", "chunked"]
 
 _log = logging.getLogger("mamba_core")
@@ -23,5 +25,6 @@ def choose_path(op: str, device_type: str, forced: Path | None = None) -> Path:
     if forced not in (None, "reference", "chunked"):
         raise ValueError(f"{op}: unknown path {forced!r}; choose 'reference' or 'chunked'")
     path: Path = forced or "chunked"
-    _announce(op, path, device_type)
+    if not torch.compiler.is_compiling():
+        _announce(op, path, device_type)
     return path

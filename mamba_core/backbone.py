@@ -1,0 +1,85 @@
+"""A stack of mixers: what every domain builds on."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mamba_core.blocks import Block, RMSNorm
+from mamba_core.mixers import Mamba1Config, Mamba2Config, Mixer, MixerConfig
+from mamba_core.state import State
+
+
+@dataclass
+class BackboneConfig:
+    """A stack of ``n_layers`` mixers of width ``d_model``.
+
+    ``pattern`` names the mixers from the first layer up and is repeated to fill the stack; each name is a field of
+    this class that holds that mixer's own configuration.
+    """
+
+    d_model: int = 128
+    n_layers: int = 4
+    pattern: list[str] = field(default_factory=lambda: ["mamba2"])
+    norm_eps: float = 1e-5
+    mamba1: Mamba1Config = field(default_factory=Mamba1Config)
+    mamba2: Mamba2Config = field(default_factory=Mamba2Config)
+
+    def build(self) -> "Backbone":
+        """The stack.
+
+        Raises:
+            ValueError: a name in ``pattern`` that is no mixer, or sizes that do not fit together.
+        """
+        return Backbone(self)
+
+    def build_mixer(self, layer: int) -> Mixer:
+        """The mixer of one layer."""
+        known: dict[str, MixerConfig] = {"mamba1": self.mamba1, "mamba2": self.mamba2}
+        if not self.pattern:
+            raise ValueError(f"backbone.pattern is empty; name at least one of {', '.join(known)}")
+        name = self.pattern[layer % len(self.pattern)]
+        if name not in known:
+            raise ValueError(f"backbone.pattern names {name!r}; known mixers: {', '.join(known)}")
+        return known[name].build(self.d_model, self.norm_eps)
+
+
+class Backbone(nn.Module):
+    """Pre-norm residual stack with a final norm: (b, l, d_model) -> (b, l, d_model)."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(
+            Block(config.d_model, config.build_mixer(i), config.norm_eps) for i in range(config.n_layers)
+        )
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        with torch.no_grad():  # residual branches start small: their sum has the size of one
+            for _, block in self.blocks():
+                block.mixer.out_proj.weight /= math.sqrt(config.n_layers)
+
+    def blocks(self) -> Iterator[tuple[str, Block]]:
+        """Each layer from the first up, with the name that its state goes by."""
+        for i, layer in enumerate(self.layers):
+            yield f"layers.{i}", cast(Block, layer)
+
+    def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
+        """Run a whole sequence; see :meth:`mamba_core.mixers.Mixer.forward` for state and seq_idx."""
+        after = {}
+        for name, block in self.blocks():
+            x, after[name] = block(x, None if state is None else state.child(name), seq_idx=seq_idx)
+        return self.norm(x), State.nest(after)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token of each row, x (b, d_model), in constant time and memory."""
+        after = {}
+        for name, block in self.blocks():
+            x, after[name] = block.step(x, state.child(name))
+        return self.norm(x), State.nest(after)
+
+    def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
+        """The state before any token."""
+        return State.nest({name: block.mixer.init_state(batch, device) for name, block in self.blocks()})

@@ -1,0 +1,99 @@
+"""The face that every sequence mixer shows, and what they share."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mamba_core.ops.packing import first_and_last_index
+from mamba_core.state import State
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a mixer can do; callers ask here before they build on it."""
+
+    causal: bool  # y_t depends on x_1 .. x_t alone
+    streams: bool  # state in, state out: any split into calls equals the whole
+    steps: bool  # one token at a time in constant time and memory
+    packs: bool  # seq_idx keeps documents apart
+
+
+class Mixer(nn.Module, ABC):
+    """A sequence mixer: ``(b, l, d_model) -> (b, l, d_model)``, with a state that carries on where the call ended."""
+
+    capabilities: ClassVar[Capabilities]
+    out_proj: nn.Linear  # the last projection, which a backbone scales by its depth
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
+        """Mix a whole sequence.
+
+        Args:
+            x: (b, l, d_model).
+            state: where an earlier call ended; a fresh one when None.
+            seq_idx: (b, l) integer document index, -1 at padding (y = 0, state unchanged). A row whose first index
+                differs from the one its state ended with starts fresh, an equal one continues. None continues.
+
+        Returns:
+            y (b, l, d_model), and the state after the last real token.
+        """
+
+    @abstractmethod
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Mix one token of each row, x (b, d_model), in constant time: equals :meth:`forward` on one token."""
+
+    @abstractmethod
+    def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
+        """The state before any token: float32 (float64 for a float64 model), zeros."""
+
+    @abstractmethod
+    def time_steps(self, x: Tensor) -> Tensor:
+        """The time steps dt that the mixer chooses on x (b, l, d_model), for inspection: (b, l, heads or channels)."""
+
+
+class MixerConfig(Protocol):
+    """The configuration of one kind of mixer builds it."""
+
+    def build(self, d_model: int, norm_eps: float) -> Mixer:
+        """The mixer for a model of this width; ``norm_eps`` is for mixers with a norm inside."""
+
+
+def resume(state: State, seq_idx: Tensor | None) -> tuple[State, Tensor]:
+    """Clear the rows of a state whose document has ended.
+
+    Returns:
+        The state to start from, and the last document index of each row (b,) once ``seq_idx`` has been worked off.
+    """
+    if seq_idx is None:
+        return state, state["seq_idx"].clamp(min=0)  # a sequence without indices is document 0
+    first, last = first_and_last_index(seq_idx, default=state["seq_idx"])
+    same = first == state["seq_idx"]
+    kept = {
+        name: tensor * same.view(-1, *[1] * (tensor.ndim - 1)) for name, tensor in state.items() if name != "seq_idx"
+    }
+    return State({**kept, "seq_idx": state["seq_idx"]}), last
+
+
+def state_dtype(weight: Tensor) -> torch.dtype:
+    """States are float32 at rest, float64 in a float64 model."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def init_dt_bias(size: int, dt_min: float, dt_max: float, dt_floor: float) -> Tensor:
+    """(size,) biases b with softplus(b) log-uniform in [dt_min, dt_max], at least dt_floor (arXiv:2312.00752, 3.6)."""
+    log_dt = torch.rand(size) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)
+    dt = log_dt.exp().clamp(min=dt_floor)
+    return dt + torch.log(-torch.expm1(-dt))  # inverse of softplus
+
+
+def conv_step(x: Tensor, tail: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """One token of the causal convolution with silu: x (b, c), tail (b, width - 1, c), weight (c, width)."""
+    window = torch.cat([tail, x.to(tail.dtype)[:, None]], dim=1)
+    y = torch.addcmul(bias.to(tail.dtype), window[:, -1], weight[:, -1].to(tail.dtype))
+    for k in range(weight.shape[1] - 1):
+        y = torch.addcmul(y, window[:, k], weight[:, k].to(tail.dtype))
+    return nn.functional.silu(y), window[:, 1:]

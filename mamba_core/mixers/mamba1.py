@@ -1,0 +1,116 @@
+"""Mamba-1: the selective state-space mixer (Gu & Dao 2023, arXiv:2312.00752)."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamba_core.mixers.base import Capabilities, Mixer, conv_step, init_dt_bias, resume, state_dtype
+from mamba_core.ops.causal_conv1d import causal_conv1d
+from mamba_core.ops.selective_scan import selective_scan
+from mamba_core.state import State
+
+
+@dataclass
+class Mamba1Config:
+    """Sizes and initialisation of a Mamba-1 mixer."""
+
+    d_state: int = 16
+    expand: int = 2
+    d_conv: int = 4
+    dt_rank: int = 0  # 0: ceil(d_model / 16)
+    dt_range: tuple[float, float] = (1e-3, 1e-1)
+    dt_floor: float = 1e-4
+    dt_limit: tuple[float, float] = (0.0, math.inf)
+
+    def build(self, d_model: int, norm_eps: float) -> "Mamba1":
+        """The mixer for a model of this width (it has no norm of its own, so norm_eps is not used)."""
+        return Mamba1(d_model, self)
+
+
+class Mamba1(Mixer):
+    """in_proj -> [x, z]; causal convolution of x; x_proj -> [dt, B, C]; selective scan, gated by silu(z); out_proj.
+
+    State: ``conv`` (b, d_conv - 1, d_inner), ``ssm`` (b, d_inner, d_state), ``seq_idx`` (b,).
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(causal=True, streams=True, steps=True, packs=True)
+
+    def __init__(self, d_model: int, config: Mamba1Config):
+        super().__init__()
+        self.config = config
+        self.d_inner = config.expand * d_model
+        self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        bound = config.d_conv**-0.5
+        self.conv_weight = nn.Parameter(torch.empty(self.d_inner, config.d_conv).uniform_(-bound, bound))
+        self.conv_bias = nn.Parameter(torch.empty(self.d_inner).uniform_(-bound, bound))
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * config.d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=False)
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        self.dt_bias = nn.Parameter(init_dt_bias(self.d_inner, *config.dt_range, config.dt_floor))
+        self.A_log = nn.Parameter(torch.arange(1.0, config.d_state + 1).log().repeat(self.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+    def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
+        state = self.init_state(x.shape[0], x.device) if state is None else state
+        state, last = resume(state, seq_idx)
+        inner, z = self.in_proj(x).chunk(2, dim=-1)
+        inner, conv = causal_conv1d(inner, self.conv_weight, self.conv_bias, state["conv"], seq_idx)
+        dt, B, C = self._select(inner)
+        y, ssm = selective_scan(
+            inner,
+            dt,
+            self._A(),
+            B.unsqueeze(2),
+            C.unsqueeze(2),
+            D=self.D,
+            z=z,
+            dt_bias=self.dt_bias,
+            initial_state=state["ssm"],
+            seq_idx=seq_idx,
+            dt_limit=self.config.dt_limit,
+        )
+        return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": last})
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        inner, z = self.in_proj(x).chunk(2, dim=-1)
+        inner, conv = conv_step(inner, state["conv"], self.conv_weight, self.conv_bias)
+        dt, B, C = self._select(inner)
+        dt = F.softplus(dt.to(inner.dtype) + self.dt_bias).clamp(*self.config.dt_limit)  # (b, d)
+        decay = torch.exp(dt[..., None] * self._A())  # (b, d, n)
+        ssm = torch.addcmul(state["ssm"] * decay, (dt * inner)[..., None], B.to(inner.dtype)[:, None])
+        y = (ssm @ C.to(inner.dtype)[..., None]).squeeze(-1)
+        y = torch.addcmul(y, inner, self.D) * F.silu(z.to(inner.dtype))
+        new = State({"conv": conv, "ssm": ssm, "seq_idx": state["seq_idx"].clamp(min=0)})
+        return self.out_proj(y), new
+
+    def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
+        device = device or self.A_log.device
+        dtype = state_dtype(self.A_log)
+        return State(
+            {
+                "conv": torch.zeros(batch, self.config.d_conv - 1, self.d_inner, dtype=dtype, device=device),
+                "ssm": torch.zeros(batch, self.d_inner, self.config.d_state, dtype=dtype, device=device),
+                "seq_idx": torch.full((batch,), -1, dtype=torch.int64, device=device),
+            }
+        )
+
+    def time_steps(self, x: Tensor) -> Tensor:
+        inner = self.in_proj(x).chunk(2, dim=-1)[0]
+        inner, _ = causal_conv1d(inner, self.conv_weight, self.conv_bias)
+        dt = self._select(inner)[0].to(self.dt_bias.dtype)
+        return F.softplus(dt + self.dt_bias).clamp(*self.config.dt_limit)
+
+    def _A(self) -> Tensor:
+        return -torch.exp(self.A_log)
+
+    def _select(self, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw dt (..., d_inner), B and C (..., d_state) from the convolved input."""
+        n = self.config.d_state
+        dt, B, C = self.x_proj(inner).split([self.dt_rank, n, n], dim=-1)
+        return self.dt_proj(dt), B, C

@@ -1,0 +1,132 @@
+"""Mamba-2: the state-space dual mixer (Dao & Gu 2024, arXiv:2405.21060)."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamba_core.mixers.base import Capabilities, Mixer, conv_step, init_dt_bias, resume, state_dtype
+from mamba_core.ops.causal_conv1d import causal_conv1d
+from mamba_core.ops.gated_rms_norm import gated_rms_norm
+from mamba_core.ops.ssd import ssd
+from mamba_core.state import State
+
+
+@dataclass
+class Mamba2Config:
+    """Sizes and initialisation of a Mamba-2 mixer."""
+
+    d_state: int = 128
+    expand: int = 2
+    d_conv: int = 4
+    headdim: int = 64
+    groups: int = 1
+    A_range: tuple[float, float] = (1.0, 16.0)  # -A of each head is drawn from here
+    dt_range: tuple[float, float] = (1e-3, 1e-1)
+    dt_floor: float = 1e-4
+    dt_limit: tuple[float, float] = (0.0, math.inf)
+
+    def build(self, d_model: int, norm_eps: float) -> "Mamba2":
+        """The mixer for a model of this width."""
+        return Mamba2(d_model, self, norm_eps)
+
+
+class Mamba2(Mixer):
+    """in_proj -> [z, x, B, C, dt]; causal convolution of x, B, C; state space; norm of y silu(z); out_proj.
+
+    State: ``conv`` (b, d_conv - 1, d_inner + 2 groups d_state), ``ssm`` (b, heads, headdim, d_state), ``seq_idx`` (b,).
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(causal=True, streams=True, steps=True, packs=True)
+
+    def __init__(self, d_model: int, config: Mamba2Config, norm_eps: float = 1e-5):
+        super().__init__()
+        self.config = config
+        self.norm_eps = norm_eps
+        self.d_inner = config.expand * d_model
+        if self.d_inner % config.headdim or (self.d_inner // config.headdim) % config.groups:
+            raise ValueError(
+                f"mamba2: expand x d_model = {self.d_inner} must be a multiple of headdim = {config.headdim}, "
+                f"and the heads a multiple of groups = {config.groups}"
+            )
+        self.heads = self.d_inner // config.headdim
+        self.conv_dim = self.d_inner + 2 * config.groups * config.d_state
+        self.in_proj = nn.Linear(d_model, self.d_inner + self.conv_dim + self.heads, bias=False)
+        bound = config.d_conv**-0.5
+        self.conv_weight = nn.Parameter(torch.empty(self.conv_dim, config.d_conv).uniform_(-bound, bound))
+        self.conv_bias = nn.Parameter(torch.empty(self.conv_dim).uniform_(-bound, bound))
+        self.dt_bias = nn.Parameter(init_dt_bias(self.heads, *config.dt_range, config.dt_floor))
+        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(*config.A_range).log())
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.norm_weight = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+    def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
+        state = self.init_state(x.shape[0], x.device) if state is None else state
+        state, last = resume(state, seq_idx)
+        z, xBC, dt = self._project(x)
+        xBC, conv = causal_conv1d(xBC, self.conv_weight, self.conv_bias, state["conv"], seq_idx)
+        inner, B, C = self._split(xBC)
+        y, ssm = ssd(
+            inner.unflatten(-1, (self.heads, -1)),
+            dt,
+            self._A(),
+            B.unflatten(-1, (self.config.groups, -1)),
+            C.unflatten(-1, (self.config.groups, -1)),
+            D=self.D,
+            dt_bias=self.dt_bias,
+            initial_state=state["ssm"],
+            seq_idx=seq_idx,
+            dt_limit=self.config.dt_limit,
+        )
+        return self._out(y.flatten(-2), z), State({"conv": conv, "ssm": ssm, "seq_idx": last})
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        z, xBC, dt = self._project(x)
+        xBC, conv = conv_step(xBC, state["conv"], self.conv_weight, self.conv_bias)
+        inner, B, C = self._split(xBC)
+        inner = inner.unflatten(-1, (self.heads, -1))  # (b, h, p)
+        per_group = self.heads // self.config.groups
+        B = B.unflatten(-1, (self.config.groups, -1)).repeat_interleave(per_group, dim=1)  # (b, h, n)
+        C = C.unflatten(-1, (self.config.groups, -1)).repeat_interleave(per_group, dim=1)
+        dt = F.softplus(dt.to(inner.dtype) + self.dt_bias).clamp(*self.config.dt_limit)  # (b, h)
+        decay = torch.exp(dt * self._A())[..., None, None]
+        ssm = torch.addcmul(state["ssm"] * decay, (inner * dt[..., None])[..., None], B[:, :, None])
+        y = torch.addcmul((ssm @ C[..., None]).squeeze(-1), inner, self.D[:, None])
+        new = State({"conv": conv, "ssm": ssm, "seq_idx": state["seq_idx"].clamp(min=0)})
+        return self._out(y.flatten(-2), z), new
+
+    def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
+        device = device or self.A_log.device
+        dtype = state_dtype(self.A_log)
+        config = self.config
+        return State(
+            {
+                "conv": torch.zeros(batch, config.d_conv - 1, self.conv_dim, dtype=dtype, device=device),
+                "ssm": torch.zeros(batch, self.heads, config.headdim, config.d_state, dtype=dtype, device=device),
+                "seq_idx": torch.full((batch,), -1, dtype=torch.int64, device=device),
+            }
+        )
+
+    def time_steps(self, x: Tensor) -> Tensor:
+        dt = self._project(x)[2].to(self.dt_bias.dtype)
+        return F.softplus(dt + self.dt_bias).clamp(*self.config.dt_limit)
+
+    def _A(self) -> Tensor:
+        return -torch.exp(self.A_log)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, xBC, dt = self.in_proj(x).split([self.d_inner, self.conv_dim, self.heads], dim=-1)
+        return z, xBC, dt
+
+    def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wide = self.config.groups * self.config.d_state
+        x, B, C = xBC.split([self.d_inner, wide, wide], dim=-1)
+        return x, B, C
+
+    def _out(self, y: Tensor, z: Tensor) -> Tensor:
+        y = gated_rms_norm(y, z, self.norm_weight, self.norm_eps, self.d_inner // self.config.groups)
+        return self.out_proj(y)
