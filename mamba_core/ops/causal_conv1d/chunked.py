@@ -58,7 +58,7 @@ class _Taps:
     """Where each tap of each token is found among the rows behind their tails, when documents are packed."""
 
     def __init__(self, seq_idx: Tensor, width: int):
-        b, l = seq_idx.shape
+        b = seq_idx.shape[0]
         real, run = document_runs(seq_idx)
         self.real = real
         ahead = torch.ones(b, width - 1, dtype=torch.bool, device=seq_idx.device)
