@@ -1,0 +1,106 @@
+"""Sampling DNA from a model: constant time and memory for each base."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from domains.errors import UserError
+from domains.genomics.config import GenerateConfig
+from domains.genomics.io import write_fasta
+from domains.genomics.model import load_model
+from domains.genomics.tokens import BASES, BOS, N, decode, describe_foreign, encode, find_foreign
+from domains.hardware import choose_device
+from mamba_core import CausalLM, State
+
+_PREFILL = 65536  # bases of the prompt read in one call
+
+
+def generate(
+    model_dir: Path | str,
+    out: Path | str,
+    config: GenerateConfig,
+    *,
+    device: str = "auto",
+    progress: bool = True,
+) -> Path:
+    """Sample sequences and write them as FASTA, each with its prompt in front and its provenance in the header.
+
+    Raises:
+        UserError: a prompt that is not A, C, G, T alone, a setting out of range, or no model in ``model_dir``.
+    """
+    prompt = check_request(config)
+    loaded = load_model(model_dir, str(choose_device(device)))
+    sampled = sample(loaded.model, prompt, config, progress=progress)
+    about = f"model={loaded.hash[:12]} seed={config.seed} temperature={config.temperature:g} top_k={config.top_k}"
+    records = [
+        (f"sample{i + 1} {about} prompt={len(prompt)} sampled={config.length}", decode(np.concatenate([prompt, row])))
+        for i, row in enumerate(sampled)
+    ]
+    write_fasta(Path(out), records)
+    return Path(out)
+
+
+def check_request(config: GenerateConfig) -> np.ndarray:
+    """Tokens of the prompt, uint8, once all settings make sense; a UserError otherwise."""
+    for name in ("length", "count"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name}={getattr(config, name)}: must be at least 1")
+    if not 0 < config.temperature < float("inf"):
+        raise UserError(f"temperature={config.temperature}: must be more than 0; top_k=1 takes the likeliest base")
+    if not 1 <= config.top_k <= 4:
+        raise UserError(f"top_k={config.top_k}: must be 1 to 4, for there are four bases")
+    if foreign := find_foreign(config.prompt.encode()):
+        raise UserError(f"prompt: {describe_foreign(*foreign)}")
+    prompt = encode(config.prompt)
+    if (prompt == N).any():
+        at = int(np.argmax(prompt == N))
+        raise UserError(f"prompt: {config.prompt[at]!r} at base {at + 1:,} is no known base; give A, C, G and T alone")
+    return prompt
+
+
+@torch.inference_mode()
+def sample(model: CausalLM, prompt: np.ndarray, config: GenerateConfig, *, progress: bool = False) -> np.ndarray:
+    """Sample ``config.count`` continuations of a prompt.
+
+    Args:
+        model: in evaluation mode.
+        prompt: uint8 tokens (n,), possibly none.
+        config: settings; the same seed gives the same bases on the same hardware.
+
+    Returns:
+        uint8 tokens (count, length), without the prompt.
+    """
+    device = next(model.parameters()).device
+    random = torch.Generator().manual_seed(config.seed)
+    logits, state = _prefill(model, prompt, device)
+    logits, state = logits.expand(config.count, -1), state.rows([0] * config.count)
+    sampled = np.empty((config.count, config.length), dtype=np.uint8)
+    for i in tqdm(range(config.length), desc="sampling", unit="b", delay=1, disable=not progress):
+        tokens = draw(logits, config.temperature, config.top_k, random)
+        sampled[:, i] = tokens.numpy()
+        if i + 1 < config.length:
+            logits, state = model.step(tokens.to(device), state)
+    return sampled
+
+
+def draw(logits: Tensor, temperature: float, top_k: int, random: torch.Generator) -> Tensor:
+    """Draw one base for each row: (b, vocab_size) -> tokens int64 (b,), on the CPU.
+
+    On the CPU in float64, so that a seed means the same draw on every device that gives the same logits.
+    """
+    scores = logits[:, BASES].double().cpu() / temperature
+    smallest = scores.topk(top_k, dim=-1).values[:, -1:]
+    scores = scores.masked_fill(scores < smallest, float("-inf"))
+    return torch.multinomial(scores.softmax(-1), 1, generator=random).squeeze(-1) + BASES.start
+
+
+def _prefill(model: CausalLM, prompt: np.ndarray, device: torch.device) -> tuple[Tensor, State]:
+    """Read BOS and the prompt: logits (1, vocab_size) of the base after it, and the state."""
+    tokens = torch.from_numpy(np.concatenate([[BOS], prompt]).astype(np.int64))[None].to(device)
+    state = model.init_state(1, device)
+    for piece in tokens.split(_PREFILL, dim=1):
+        logits, state = model(piece, state)
+    return logits[:, -1], state

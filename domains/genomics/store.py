@@ -1,0 +1,280 @@
+"""A genome on disk: one byte a base, memory-mapped, found again by the content of its source.
+
+A store is a folder of three files. ``bases.bin`` holds the contigs one after another, a byte a base: the token in the
+low four bits, and bit 7 set where the source has lower case. ``n_runs.npy`` holds the runs of N, int64 (runs, 2),
+half-open, in positions of ``bases.bin``. ``meta.json`` holds names, lengths, counts and hashes.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+import secrets
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from domains.errors import UserError
+from domains.genomics.io import Record, check_readable, open_watched, read_records
+from domains.genomics.tokens import LETTER_TO_TOKEN, C, G, N
+
+_BLOCK = 1 << 22  # bases worked on at a time
+_SUFFIXES = {".gz", ".bgz", ".fa", ".fasta", ".fna", ".ffn", ".fas", ".fsa", ".gb", ".gbk", ".gbff", ".genbank"}
+
+FORMAT = 1  # raise it when the same source would give other bytes
+TOKEN_BITS = 0x0F
+LOWER_BIT = 0x80
+LETTER_TO_BYTE = bytes(
+    token | (LOWER_BIT if chr(letter).islower() else 0) for letter, token in enumerate(LETTER_TO_TOKEN)
+)
+
+
+@dataclass(frozen=True)
+class Contig:
+    """One sequence of a genome. Counts are of bases; ``lower`` leaves N out."""
+
+    name: str
+    offset: int  # of the first base in bases.bin
+    length: int
+    n: int  # unknown bases
+    lower: int  # known bases in lower case
+    gc: int  # G and C
+
+
+class GenomeStore:
+    """A prepared genome, open for reading at any position. Made by :func:`prepare_store`.
+
+    Positions are 0-based and half-open. Opening reads the table alone; bases come from a memory map, so a store of any
+    size costs no memory, and copies sent to worker processes send the path.
+
+    Attributes:
+        path: the folder.
+        contigs: in the order of the source.
+        raw: uint8 (total,), read-only: all contigs one after another, as bases.bin describes them.
+        fingerprint: sha256 over names, lengths and tokens: equal for equal genomes, whatever their file, compression,
+            line width or case.
+        source_name, source_sha256: of the file that it was made from.
+        reused: whether prepare_store found it rather than made it.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any], raw: np.ndarray, runs: np.ndarray) -> None:
+        self.path = path
+        self.raw = raw
+        self.contigs = [Contig(**contig) for contig in meta["contigs"]]
+        self.fingerprint: str = meta["fingerprint"]
+        self.source_name: str = meta["source"]["name"]
+        self.source_sha256: str = meta["source"]["sha256"]
+        self.reused = False
+        self._runs = runs
+        self._by_name = {contig.name: contig for contig in self.contigs}
+
+    @classmethod
+    def open(cls, path: Path | str) -> "GenomeStore":
+        """Open the store in folder ``path``.
+
+        Raises:
+            UserError: it is missing, no store, of another format version, or damaged.
+        """
+        path = Path(path)
+        try:
+            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+            if meta["format"] != FORMAT:
+                raise UserError(
+                    f"{path}: is a store of format {meta['format']}, not {FORMAT}; prepare the genome again"
+                )
+            raw = np.asarray(np.memmap(path / "bases.bin", dtype=np.uint8, mode="r"))
+            runs = np.load(path / "n_runs.npy", allow_pickle=False)
+            store = cls(path, meta, raw, runs)
+        except FileNotFoundError as error:
+            missing = Path(str(error.filename)).name
+            raise UserError(f"{path}: is no prepared genome ({missing} is missing); run prepare on its FASTA") from None
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({error}); delete the folder and prepare the genome again"
+            ) from None
+        if raw.size != store.total:
+            raise UserError(f"{path}: bases.bin is cut short; delete the folder and prepare the genome again")
+        return store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GenomeStore.open, (self.path,)  # worker processes map the file themselves
+
+    @property
+    def names(self) -> list[str]:
+        return [contig.name for contig in self.contigs]
+
+    @property
+    def total(self) -> int:
+        """Bases of all contigs, N included."""
+        last = self.contigs[-1]
+        return last.offset + last.length
+
+    @property
+    def has_soft_mask(self) -> bool:
+        """Whether lower case tells something: a genome all in lower case has no repeat mask."""
+        known = self.total - sum(contig.n for contig in self.contigs)
+        return 0 < sum(contig.lower for contig in self.contigs) < known
+
+    def contig(self, name: str) -> Contig:
+        """The contig of that name; a UserError names the nearest ones when there is none."""
+        if found := self._by_name.get(name):
+            return found
+        raise UserError(f"{self.source_name}: has no contig {name!r}; {self._near(name)}")
+
+    def tokens(self, contig: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Tokens of a stretch of a contig, uint8 (stop - start,), a copy."""
+        return self._read(contig, start, stop) & np.uint8(TOKEN_BITS)
+
+    def soft_mask(self, contig: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Where a stretch of a contig is repeat-masked, bool (stop - start,); all False in a genome without a mask."""
+        return (self._read(contig, start, stop) >= LOWER_BIT) & self.has_soft_mask
+
+    def n_runs(self, contig: str) -> np.ndarray:
+        """Runs of N in a contig, int64 (runs, 2): half-open intervals in order."""
+        found = self.contig(contig)
+        first, last = np.searchsorted(self._runs[:, 0], [found.offset, found.offset + found.length])
+        return self._runs[first:last] - found.offset
+
+    def all_n(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Whether the stretches of ``length`` bases from these positions of ``raw`` hold nothing but N, bool."""
+        if not len(self._runs):
+            return np.zeros(len(starts), dtype=bool)
+        run = np.searchsorted(self._runs[:, 0], starts, side="right") - 1
+        return (run >= 0) & (self._runs[run, 1] >= starts + length)
+
+    def summary(self) -> str:
+        """One line about the genome, for people."""
+        unknown = sum(contig.n for contig in self.contigs)
+        known = max(self.total - unknown, 1)
+        gc, lower = (sum(getattr(contig, kind) for contig in self.contigs) / known for kind in ("gc", "lower"))
+        mask = f"{lower:.1%} repeat-masked" if self.has_soft_mask else "no repeat mask"
+        contigs = f"{len(self.contigs):,} contig{'s' if len(self.contigs) > 1 else ''}"
+        return f"{contigs}, {self.total:,} bases, {gc:.1%} GC, {unknown / self.total:.2%} N, {mask}"
+
+    def _read(self, contig: str, start: int, stop: int | None) -> np.ndarray:
+        found = self.contig(contig)
+        stop = found.length if stop is None else stop
+        if not 0 <= start <= stop <= found.length:
+            raise UserError(
+                f"{self.source_name}: {contig}:{start}-{stop} lies outside the contig; it has {found.length:,} bases"
+            )
+        return self.raw[found.offset + start : found.offset + stop]
+
+    def _near(self, name: str) -> str:
+        other = name[3:] if name.lower().startswith("chr") else f"chr{name}"
+        if other in self._by_name:
+            habit = "without" if len(other) < len(name) else "with"
+            return f"this genome writes its names {habit} 'chr': did you mean {other!r}?"
+        if same := [known for known in self.names if _bare(known) == _bare(name)]:
+            return f"did you mean {same[0]!r}?"
+        if near := difflib.get_close_matches(name, self.names, n=3):
+            return f"did you mean {' or '.join(repr(match) for match in near)}?"
+        shown = ", ".join(self.names[:5])
+        return f"it has {shown}{f' and {len(self.contigs) - 5:,} more' if len(self.contigs) > 5 else ''}"
+
+
+def _bare(name: str) -> str:
+    """A contig's name without what people leave out: chr, leading zeros, a version."""
+    return re.sub(r"^(chr|chromosome)?[_-]?0*|\.\d+$", "", name.lower())
+
+
+def prepare_store(source: Path | str, root: Path | str, progress: bool = True) -> GenomeStore:
+    """Turn a FASTA or GenBank file into a store in folder ``root``, or find the one made from the same bytes before.
+
+    The store is ``root/<stem>-<12 hex of the content>``. It is built beside that and renamed when whole, so a failure
+    leaves nothing behind, and processes that prepare the same genome at once do not disturb each other. The memory is
+    that of reading the largest record.
+
+    Raises:
+        UserError: the source cannot be read (see :func:`domains.genomics.io.read_records`), or ``root`` cannot be
+            written, for want of space for instance.
+    """
+    source, root = Path(source), Path(root)
+    check_readable(source)
+    with open_watched(source, progress) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    key = hashlib.sha256(f"{FORMAT}:{sha256}".encode()).hexdigest()[:12]
+    if found := sorted(root.glob(f"*-{key}")):
+        store = GenomeStore.open(found[0])
+        store.reused = True
+        return store
+    path = root / f"{_stem(source)}-{key}"
+    partial = root / f"{path.name}.partial-{secrets.token_hex(4)}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        _write(partial, source, sha256, progress)
+        _publish(partial, path)
+    except OSError as error:
+        raise UserError(
+            f"{root}: cannot keep the genome of {source.name} ({error.strerror or error}); "
+            "make room or give another folder as data.stores"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return GenomeStore.open(path)
+
+
+def _publish(partial: Path, path: Path) -> None:
+    try:
+        partial.rename(path)
+    except OSError:
+        if not path.is_dir():  # otherwise another process was first, and its store is the same
+            raise
+
+
+def _stem(source: Path) -> str:
+    name = source.name
+    while Path(name).suffix.lower() in _SUFFIXES and Path(name).stem:
+        name = Path(name).stem
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)
+
+
+def _write(folder: Path, source: Path, sha256: str, progress: bool) -> None:
+    contigs: list[Contig] = []
+    runs: list[np.ndarray] = []
+    fingerprint = hashlib.sha256()
+    with (folder / "bases.bin").open("wb") as file:
+        for record in read_records(source, progress):
+            fingerprint.update(f">{record.name}\n{len(record.sequence)}\n".encode())
+            contig, n_runs = _write_record(record, file, fingerprint)
+            contigs.append(contig)
+            runs.append(n_runs + contig.offset)
+    np.save(folder / "n_runs.npy", np.concatenate(runs), allow_pickle=False)
+    meta = {
+        "format": FORMAT,
+        "source": {"name": source.name, "sha256": sha256},
+        "fingerprint": fingerprint.hexdigest(),
+        "contigs": [asdict(contig) for contig in contigs],
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_record(record: Record, file: BinaryIO, fingerprint: "hashlib._Hash") -> tuple[Contig, np.ndarray]:
+    """Append one contig to bases.bin; its table entry, and its runs of N in its own positions."""
+    offset = file.tell()
+    n = lower = gc = 0
+    edges: list[np.ndarray] = []  # where N begins and ends, in turn
+    inside = False
+    for start in range(0, len(record.sequence), _BLOCK):
+        stored = np.frombuffer(record.sequence[start : start + _BLOCK].translate(LETTER_TO_BYTE), dtype=np.uint8)
+        file.write(stored.data)
+        tokens = stored & np.uint8(TOKEN_BITS)
+        fingerprint.update(tokens.data)
+        is_n = tokens == N
+        if is_n[0] != inside:
+            edges.append(np.array([start]))
+        edges.append(np.flatnonzero(is_n[1:] != is_n[:-1]) + (start + 1))
+        inside = bool(is_n[-1])
+        n += int(np.count_nonzero(is_n))
+        lower += int(np.count_nonzero((stored >= LOWER_BIT) & ~is_n))
+        gc += int(np.count_nonzero(tokens == C)) + int(np.count_nonzero(tokens == G))
+    if inside:
+        edges.append(np.array([len(record.sequence)]))
+    contig = Contig(record.name, offset, len(record.sequence), n, lower, gc)
+    return contig, np.concatenate(edges).astype(np.int64).reshape(-1, 2)

@@ -1,0 +1,207 @@
+"""Selective scan of Mamba-1, S6 (Gu & Dao 2023, arXiv:2312.00752): the public function, the registered operators
+behind it, and the choice of path."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mamba_core.ops import paths
+from mamba_core.ops.selective_scan import chunked
+from mamba_core.ops.selective_scan.reference import selective_scan_reference
+from mamba_core.ops.selective_scan.tokens import work_dtype
+
+__all__ = ["selective_scan"]
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    *,
+    dt_softplus: bool = True,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    path: paths.Path | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Selective state-space scan with a state of n numbers, each with its own decay, for every channel.
+
+    With dt' = clamp(softplus(dt + dt_bias), dt_limit), for each channel (Gu & Dao 2023, arXiv:2312.00752, section 3;
+    B discretised by Euler's rule, as in their code)::
+
+        h_t = exp(dt'_t A) h_{t-1} + dt'_t B_t x_t        y_t = C_t . h_t + D x_t        y_t *= silu(z_t)
+
+    Args:
+        x: (b, l, d) any floating dtype; may be strided, as may all that follows.
+        dt: (b, l, d) raw time steps.
+        A: (d, n) decay rates, negative (not checked: the values stay on their device).
+        B: (b, l, g, n) input weights; channel i uses group i // (d // g).
+        C: (b, l, g, n) output weights, grouped like B.
+        D: (d,) skip weight.
+        z: (b, l, d) gate.
+        dt_bias: (d,) added to dt.
+        initial_state: (b, d, n); zeros when None. It belongs to the first document of the row.
+        seq_idx: (b, l) integer document index; the state does not cross a change, -1 is padding (y = 0, state kept,
+            no gradient).
+        dt_softplus: whether dt goes through softplus.
+        dt_limit: smallest and largest time step, 0 <= smallest <= largest; no gradient of dt outside.
+        path: force "chunked" or "reference".
+
+    Returns:
+        y: (b, l, d) in x's dtype, and the final state (b, d, n) in float32 (float64 for float64 x). Both are
+        differentiable once in every floating argument. The work is done in float32 (float64), under autocast too.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not belong together, an empty sequence, a dt_limit that is not
+            an interval of non-negative numbers, or a path that does not exist.
+    """
+    _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    low, high = dt_limit
+    if not 0 <= low <= high:
+        raise ValueError(f"selective_scan: dt_limit must be (low, high) with 0 <= low <= high, got {dt_limit}")
+    if paths.choose_path("selective_scan", x.device.type, path) == "reference":
+        return selective_scan_reference(
+            x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus=dt_softplus, dt_limit=dt_limit
+        )
+    chunks, steps = chunked.plan(x.shape[0], A.shape[0], A.shape[1], x.device.type)
+    y, final_state, _ = _selective_scan(
+        x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, low, high, chunks, steps
+    )
+    return y, final_state
+
+
+def _check(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+) -> None:
+    if x.ndim != 3 or A.ndim != 2 or B.ndim != 4:
+        raise ValueError(
+            "selective_scan: x must be (b, l, d), A (d, n), B and C (b, l, g, n); "
+            f"got {tuple(x.shape)}, {tuple(A.shape)} and {tuple(B.shape)}"
+        )
+    batch, length, channels = x.shape
+    n, groups = A.shape[1], B.shape[2]
+    if length == 0:
+        raise ValueError("selective_scan: the sequence has no token")
+    if groups == 0 or channels % groups:
+        raise ValueError(f"selective_scan: the {groups} groups of B and C must divide the {channels} channels of x")
+    sequence, weights, vector = (batch, length, channels), (batch, length, groups, n), (channels,)
+    wanted: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "x": (x, sequence),
+        "dt": (dt, sequence),
+        "A": (A, (channels, n)),
+        "B": (B, weights),
+        "C": (C, weights),
+        "D": (D, vector),
+        "z": (z, sequence),
+        "dt_bias": (dt_bias, vector),
+        "initial_state": (initial_state, (batch, channels, n)),
+        "seq_idx": (seq_idx, (batch, length)),
+    }
+    for name, (tensor, shape) in wanted.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"selective_scan: {name} must be {shape} beside x, A and B; got {tuple(tensor.shape)}")
+        if tensor.device != x.device:
+            raise ValueError(f"selective_scan: {name} is on {tensor.device}, x on {x.device}")
+        if name == "seq_idx":
+            if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+                raise ValueError(f"selective_scan: seq_idx must hold integers, got {tensor.dtype}")
+        elif not tensor.is_floating_point():
+            raise ValueError(f"selective_scan: {name} must be of a real floating dtype, got {tensor.dtype}")
+
+
+@torch.library.custom_op("mamba_core::selective_scan", mutates_args=())
+def _selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_min: float,
+    dt_max: float,
+    chunks: int,
+    steps: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    limit = (dt_min, dt_max)
+    return chunked.forward(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, limit, chunks, steps)
+
+
+@_selective_scan.register_fake
+def _(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, dt_max, chunks, steps):  # type: ignore[no-untyped-def]
+    batch, length, channels = x.shape
+    groups, n = B.shape[2:]
+    work, size = work_dtype(x), chunks * steps
+    borders = x.new_empty((length + size - 1) // size, batch, groups, n, channels // groups, dtype=work)
+    return x.new_empty(x.shape), x.new_empty(batch, channels, n, dtype=work), borders
+
+
+@torch.library.custom_op("mamba_core::selective_scan_backward", mutates_args=())
+def _selective_scan_backward(
+    grad_y: Tensor,
+    grad_final: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    seq_idx: Tensor | None,
+    borders: Tensor,
+    dt_softplus: bool,
+    dt_min: float,
+    dt_max: float,
+    chunks: int,
+    steps: int,
+) -> list[Tensor]:
+    tensors = (x, dt, A, B, C, D, z, dt_bias, seq_idx, borders)
+    grads = chunked.backward(grad_y, grad_final, *tensors, dt_softplus, (dt_min, dt_max), chunks, steps)
+    return [x.new_empty(0) if grad is None else grad for grad in grads]
+
+
+@_selective_scan_backward.register_fake
+def _(grad_y, grad_final, x, dt, A, B, C, D, z, dt_bias, seq_idx, borders, dt_softplus, dt_min, dt_max, chunks, steps):  # type: ignore[no-untyped-def]
+    dx, ddt, dB, dC = (t.new_empty(t.shape) for t in (x, dt, B, C))
+    dz = x.new_empty(0) if z is None else z.new_empty(z.shape)
+    channels = x.shape[2]
+    dA, dD, dbias, dstate = (borders.new_empty(s) for s in (A.shape, (channels,), (channels,), grad_final.shape))
+    return [dx, ddt, dA, dB, dC, dD, dz, dbias, dstate]
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    *tensors, initial_state, seq_idx = inputs[:10]
+    ctx.save_for_backward(*tensors, seq_idx, output[2])
+    ctx.options = inputs[10:]
+    ctx.dtypes = [None if t is None else t.dtype for t in (*tensors, initial_state)]
+
+
+def _backward(ctx, grad_y, grad_final, _grad_borders):  # type: ignore[no-untyped-def]
+    grads = _selective_scan_backward(grad_y, grad_final, *ctx.saved_tensors, *ctx.options)
+    grads = [None if dtype is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
+    return (*grads, None, *[None for _ in ctx.options])
+
+
+_selective_scan.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,125 @@
+"""The genomics command line: ``python -m pipelines.genomics <command>``."""
+
+from pipelines.cli import Command, Domain
+
+_HERE = "pipelines.genomics"
+
+_MODEL = ("model", "model folder of a run, or the id of its MLflow run")
+_FASTA = ("data.fasta", "FASTA (plain, gzip, bgzip) or GenBank file")
+_STORES = ("data.stores", "folder in which prepared genomes are kept and found again (stores)")
+_DEVICE = ("device", "auto, cpu or gpu (auto)")
+_TRACKING = ("tracking.uri", "where MLflow records (MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)")
+
+GENOMICS = Domain(
+    name="genomics",
+    summary="DNA language models: from a FASTA file to an evaluated, tracked model.",
+    commands=(
+        Command(
+            word="prepare",
+            summary="Turn a genome into a store that training reads at random positions.",
+            about="Reads the file once and writes a folder with one byte a base. The folder's name holds a hash of the "
+            "file's content, so preparing the same genome again finds it. train, evaluate and predict prepare what "
+            "they need by themselves; prepare is for doing it beforehand, or for a machine that only trains.",
+            options=((_FASTA[0], f"{_FASTA[1]} (the bundled genome)"), _STORES),
+            examples=("prepare data.fasta=my.fa.gz",),
+            schema=f"{_HERE}.roots:PrepareRoot",
+            run=f"{_HERE}.commands:prepare",
+        ),
+        Command(
+            word="train",
+            summary="Train a DNA language model.",
+            about="Trains on windows of all contigs but those held out, and writes a run folder with the measurements, "
+            "checkpoints, and the model folder, which is all that the other commands need. The run is recorded in "
+            "MLflow. A run that was stopped or killed goes on with resume=<its folder or MLflow run id>.",
+            options=(
+                ("data.fasta", "FASTA (plain, gzip, bgzip) or GenBank file (the bundled genome)"),
+                ("data.test", "contigs held out for evaluate, as in [chr20,chr21] (a tenth of the bases)"),
+                ("data.window", "bases that the model sees at once in training (4096)"),
+                ("backbone", "mamba1, mamba2, mamba2_small, mamba2_medium or hybrid (mamba2)"),
+                ("trainer", "auto, cpu or gpu (auto)"),
+                ("trainer.max_steps", "optimizer steps (1000)"),
+                ("trainer.max_minutes", "stop and save after this long (no limit)"),
+                ("experiment", "a complete recipe: demo or umaydis_h100"),
+                ("run.dir", "run folder (runs/genomics-<date>-<time>); run.overwrite=true replaces a run there"),
+                ("resume", "run folder or MLflow run id of a run to go on with"),
+                _TRACKING,
+                ("tracking.enabled", "false records nothing in MLflow"),
+            ),
+            examples=(
+                "train data.fasta=my.fa.gz backbone=mamba2 trainer.max_steps=2000 data.test=[chr20,chr21]",
+                "train experiment=demo",
+                "train resume=runs/demo",
+            ),
+            schema=f"{_HERE}.roots:TrainRoot",
+            run=f"{_HERE}.commands:train",
+        ),
+        Command(
+            word="evaluate",
+            summary="Measure a model on the contigs held out from it, beside Markov models.",
+            about="Prints bits per base of the model and of Markov models fitted on the same training regions, over "
+            "the same positions: in all, by contig, and by repeat-masked or not where the genome says. Table, "
+            "numbers and plot are kept beside the model and in its MLflow run.",
+            options=(
+                _MODEL,
+                ("max_bases", "score at most this many bases, from the start of the test regions (all)"),
+                ("max_order", "largest Markov order considered (10); the order is chosen on validation"),
+                ("both_strands", "average over both strands (true)"),
+                ("out", "folder (evaluation/ beside the model folder)"),
+                ("data.fasta", "the genome of the training, where it is not where it was then"),
+                _DEVICE,
+                _TRACKING,
+            ),
+            examples=("evaluate model=runs/demo/model", "evaluate model=runs/demo/model max_bases=100000"),
+            schema=f"{_HERE}.roots:EvaluateRoot",
+            run=f"{_HERE}.commands:evaluate",
+        ),
+        Command(
+            word="predict",
+            summary="Write the log-likelihood of every base of a file.",
+            about="Streams each contig through the model with carried state, in memory that does not grow with its "
+            "length, and writes a Parquet table and a bedGraph track for each. Contigs that are done already are "
+            "skipped, so the same line goes on after an interruption.",
+            options=(
+                _MODEL,
+                _FASTA,
+                ("out", "folder of the results"),
+                ("both_strands", "average over both strands (false)"),
+                ("chunk", "bases at a time (65536); changes memory and speed, not the result"),
+                _DEVICE,
+            ),
+            examples=("predict model=runs/demo/model data.fasta=other.fa out=scores/",),
+            schema=f"{_HERE}.roots:PredictRoot",
+            run=f"{_HERE}.commands:predict",
+        ),
+        Command(
+            word="generate",
+            summary="Sample DNA from a model.",
+            about="Continues a prompt base by base, in constant memory and time for each, and writes FASTA whose "
+            "headers say how to get the same sequences again.",
+            options=(
+                _MODEL,
+                ("prompt", "bases to continue (none)"),
+                ("length", "bases to sample (1000)"),
+                ("count", "sequences (1)"),
+                ("temperature", "below 1 prefers what the model holds likely (1.0)"),
+                ("top_k", "sample from the k likeliest bases (4)"),
+                ("seed", "the same seed gives the same sequences (0)"),
+                ("out", "FASTA file"),
+                _DEVICE,
+            ),
+            examples=("generate model=runs/demo/model prompt=ATGGCG length=2000 out=sample.fa",),
+            schema=f"{_HERE}.roots:GenerateRoot",
+            run=f"{_HERE}.commands:generate",
+        ),
+        Command(
+            word="import-run",
+            summary="Record in MLflow a run that was trained elsewhere.",
+            about="For run folders made by python -m domains.genomics.train on a machine without MLflow, and for runs "
+            "whose tracking server was out of reach. What MLflow has already is not sent again.",
+            options=(("run", "run folder"), _TRACKING),
+            examples=("import-run run=runs/from-the-cluster",),
+            schema=f"{_HERE}.roots:ImportRunRoot",
+            run=f"{_HERE}.commands:import_run",
+        ),
+    ),
+)

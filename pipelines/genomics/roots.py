@@ -1,0 +1,81 @@
+"""Root configurations of the genomics commands: what each of them can be told."""
+
+from dataclasses import dataclass, field
+
+from domains.genomics.config import EvaluateConfig, GenerateConfig, PredictConfig, TrainConfig
+from pipelines.config import REQUIRED, RunConfig, TrackingConfig
+
+
+@dataclass
+class SourceConfig:
+    """A genome."""
+
+    fasta: str = ""  # FASTA (plain, gzip, bgzip) or GenBank
+    store: str = ""  # a prepared store; wins over fasta
+    stores: str = "stores"  # folder in which prepared stores are kept and found again
+
+
+@dataclass
+class RequiredSource:
+    """A genome that the user must name."""
+
+    fasta: str = REQUIRED  # FASTA (plain, gzip, bgzip) or GenBank
+    stores: str = "stores"
+
+
+@dataclass
+class PrepareRoot:
+    """Without data.fasta: the bundled genome."""
+
+    data: SourceConfig = field(default_factory=SourceConfig)
+
+
+@dataclass
+class TrainRoot(TrainConfig):
+    """A training run. Without data.fasta: on the bundled genome."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    resume: str | None = None  # a run folder, or an MLflow run id
+
+
+@dataclass
+class EvaluateRoot(EvaluateConfig):
+    """Without data.*: on the genome that the model was trained on, found where it was then."""
+
+    model: str = REQUIRED  # a model folder, or an MLflow run id
+    out: str | None = None  # folder; None: evaluation/ beside the model folder
+    device: str = "auto"  # auto | cpu | gpu
+    data: SourceConfig = field(default_factory=SourceConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class PredictRoot:
+    """Every contig of a file is scored."""
+
+    model: str = REQUIRED  # a model folder, or an MLflow run id
+    out: str = REQUIRED  # folder
+    both_strands: bool = PredictConfig.both_strands
+    chunk: int = PredictConfig.chunk
+    device: str = "auto"
+    data: RequiredSource = field(default_factory=RequiredSource)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class GenerateRoot(GenerateConfig):
+    """Sequences into a FASTA file."""
+
+    model: str = REQUIRED  # a model folder, or an MLflow run id
+    out: str = REQUIRED  # FASTA file
+    device: str = "auto"
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class ImportRunRoot:
+    """A run folder from another machine."""
+
+    run: str = REQUIRED
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

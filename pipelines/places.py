@@ -1,0 +1,89 @@
+"""What a user points to, on disk or in MLflow: a run to go on with, a model to use."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from domains.errors import UserError
+from pipelines.config import TrackingConfig
+from pipelines.tracking import FOLDER_TAG, find_recorded, linked_run_id
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_FOLDERS = Path("runs")  # where models fetched from MLflow are kept
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """A model folder and where what is found out about it belongs.
+
+    Attributes:
+        folder: the model folder.
+        evaluation: folder for its evaluation, unless the user names another.
+        run_id: the MLflow run that it comes from, where known.
+    """
+
+    folder: Path
+    evaluation: Path
+    run_id: str | None
+
+
+def find_run(text: str, tracking: TrackingConfig) -> Path:
+    """The run folder that ``text`` names: a path, or the id of the MLflow run that records it.
+
+    Raises:
+        UserError: there is none, or it is on another machine.
+    """
+    path = Path(text)
+    if path.is_dir() or not _RUN_ID.fullmatch(text):
+        if not path.is_dir():
+            raise UserError(f"{text}: is neither a run folder nor an MLflow run id; look into {_FOLDERS}/")
+        return path
+    recorded, _ = find_recorded(tracking, text)
+    folder = recorded.data.tags.get(FOLDER_TAG)
+    if not folder or linked_run_id(Path(folder)) != text:
+        raise UserError(
+            f"{text}: its run folder {folder or ''} is not here; go on where it was trained, or copy it here"
+        )
+    return Path(folder)
+
+
+def find_model(text: str, tracking: TrackingConfig) -> ModelPlace:
+    """The model that ``text`` names: a model folder, the run folder around one, or an MLflow run id.
+
+    The model of an MLflow run is taken from its run folder, and fetched when that is not here.
+
+    Raises:
+        UserError: there is no such folder or run, or the run holds no model.
+    """
+    path = Path(text)
+    if path.is_dir():
+        return _on_disk(path)
+    if not _RUN_ID.fullmatch(text):
+        raise UserError(f"{text}: no such model folder; give the model/ folder of a finished run, or an MLflow run id")
+    recorded, uri = find_recorded(tracking, text)
+    folder = Path(recorded.data.tags.get(FOLDER_TAG, "")) / "model"
+    if (folder / "model.safetensors").exists() and linked_run_id(folder.parent) == text:
+        return _on_disk(folder)
+    return ModelPlace(_fetch(text, uri), _FOLDERS / text / "evaluation", text)
+
+
+def _on_disk(path: Path) -> ModelPlace:
+    if not (path / "model.safetensors").exists() and (path / "model").is_dir():
+        path = path / "model"
+    run_dir = path.parent
+    if path.name == "model" and (run_dir / "run.json").exists():
+        return ModelPlace(path, run_dir / "evaluation", linked_run_id(run_dir))
+    return ModelPlace(path, path.with_name(f"{path.absolute().name}-evaluation"), None)
+
+
+def _fetch(run_id: str, uri: str) -> Path:
+    from mlflow.exceptions import MlflowException
+
+    from pipelines.pyfunc import download_model
+
+    try:
+        return download_model(run_id, uri, _FOLDERS / run_id / "model")
+    except MlflowException as error:
+        raise UserError(
+            f"{run_id}: this MLflow run holds no model yet; finish it with train resume={run_id}"
+        ) from error

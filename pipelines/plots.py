@@ -1,0 +1,84 @@
+"""Plots of runs and evaluations, drawn without a display."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from domains.files import atomic_file
+
+# Told apart by the colour-blind (Okabe and Ito), and by their marks in print.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+_MARKS = ("o", "s", "^", "D")
+
+
+def training_curve(
+    rows: Sequence[Mapping[str, Any]], *, training: str, validation: str, label: str, x: str | None = None
+) -> Figure:
+    """A measure over training, for the training data (thin: each row is the mean since the last) and for validation.
+
+    Args:
+        rows: of metrics.jsonl.
+        training, validation: names of the metric.
+        label: of the vertical axis, with the unit.
+        x: metric of the horizontal axis; None: the step.
+    """
+    figure, axes = _figure(6.4, 4.0)
+    for metric, name, colour, style in (
+        (training, "training", _COLOURS[0], {"linewidth": 0.8}),
+        (validation, "validation", _COLOURS[1], {"linewidth": 1.6, "marker": "o", "markersize": 3}),
+    ):
+        points = [(row[x or "step"], row[metric]) for row in rows if _has(row, metric) and (x is None or _has(row, x))]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, color=colour, **style)
+    axes.set(xlabel=x or "step", ylabel=label)
+    if axes.lines:
+        axes.legend(frameon=False)
+    return figure
+
+
+def by_part(names: Sequence[str], values: Mapping[str, Sequence[float]], *, label: str, limit: int = 40) -> Figure:
+    """Several measures side by side for each part of the test data, lower being better.
+
+    Points, not bars: the differences that matter are small beside the values. Of more than ``limit`` parts the first
+    are shown.
+
+    Args:
+        names: of the parts.
+        values: name of a measure to its value for each part.
+        label: of the horizontal axis, with the unit.
+        limit: most parts shown.
+    """
+    shown = list(names)[:limit]
+    figure, axes = _figure(6.4, 1.2 + 0.28 * max(len(shown), 2))
+    for (measure, numbers), colour, mark in zip(values.items(), _COLOURS, _MARKS, strict=False):
+        axes.plot(list(numbers)[:limit], range(len(shown)), mark, label=measure, color=colour, markersize=6)
+    axes.set(xlabel=label, yticks=range(len(shown)), yticklabels=shown)
+    axes.invert_yaxis()
+    axes.grid(axis="x", linewidth=0.4)
+    if len(names) > limit:
+        axes.set_title(f"the first {limit} of {len(names):,}", fontsize="small")
+    figure.legend(loc="outside upper center", ncols=len(values), frameon=False)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, atomically; the folder is made when missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+    return path
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _has(row: Mapping[str, Any], key: str) -> bool:
+    return row.get(key) is not None

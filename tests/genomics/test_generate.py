@@ -1,0 +1,112 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from domains.errors import UserError
+from domains.genomics.config import GenerateConfig
+from domains.genomics.generate import check_request, draw, generate, sample
+from domains.genomics.io import read_records
+from domains.genomics.model import load_model
+from domains.genomics.tokens import BASES, BOS, encode, reverse_complement
+
+CONFIG = GenerateConfig(prompt="ATGGCG", length=40, count=3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return load_model(tiny_model).model
+
+
+def test_sequences_begin_with_the_prompt_and_say_where_they_come_from(tiny_model, tmp_path):
+    out = generate(tiny_model, tmp_path / "sample.fa", CONFIG, device="cpu", progress=False)
+    records = list(read_records(out))
+    assert [record.name for record in records] == ["sample1", "sample2", "sample3"]
+    assert all(record.sequence.startswith(b"ATGGCG") and len(record.sequence) == 46 for record in records)
+    assert len({record.sequence for record in records}) == 3
+    header = out.read_text().splitlines()[0]
+    about = f"model={load_model(tiny_model).hash[:12]} seed=1 temperature=1 top_k=4 prompt=6 sampled=40"
+    assert header == f">sample1 {about}"
+
+
+def test_the_seed_decides(tiny_model, tmp_path):
+    def text(name, **changes):
+        out = generate(tiny_model, tmp_path / name, replace(CONFIG, **changes), device="cpu", progress=False)
+        return [record.sequence for record in read_records(out)]
+
+    assert text("a.fa") == text("b.fa")
+    assert text("a.fa") != text("c.fa", seed=2)
+    assert text("d.fa", prompt="augGCG") == text("a.fa")  # U is T, and case means nothing to the model
+
+
+@pytest.mark.parametrize("prompt", ["", "ACGTACGT"])
+def test_stepping_takes_the_bases_that_the_whole_model_finds_likeliest(model, prompt):
+    tokens = encode(prompt)
+    greedy = sample(model, tokens, GenerateConfig(length=30, count=2, top_k=1))
+    assert (greedy[0] == greedy[1]).all()
+    inputs = torch.tensor([[BOS, *tokens.tolist(), *greedy[0].tolist()]])
+    with torch.no_grad():
+        logits, _ = model(inputs)
+    likeliest = logits[0, len(prompt) : -1, BASES].argmax(-1) + BASES.start
+    assert likeliest.tolist() == greedy[0].tolist()
+
+
+def test_a_long_prompt_is_read_in_pieces(model, monkeypatch):
+    tokens = encode("ACGGT" * 30)
+    whole = sample(model, tokens, CONFIG)
+    monkeypatch.setattr("domains.genomics.generate._PREFILL", 7)
+    assert (sample(model, tokens, CONFIG) == whole).all()
+
+
+def test_draws_follow_temperature_and_top_k():
+    logits = torch.full((20_000, 16), 9.0)
+    logits[:, BASES] = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+    random = torch.Generator().manual_seed(0)
+
+    def shares(**settings):
+        drawn = draw(logits, settings.get("temperature", 1.0), settings.get("top_k", 4), random)
+        return np.bincount(drawn.numpy() - BASES.start, minlength=4) / len(drawn)
+
+    assert shares() == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.015)
+    assert shares(top_k=2) == pytest.approx([0, 0, 3 / 7, 4 / 7], abs=0.015)
+    cold = np.array([1, 4, 9, 16]) / 30
+    assert shares(temperature=0.5) == pytest.approx(cold, abs=0.015)
+    assert shares(temperature=1e-3) == pytest.approx([0, 0, 0, 1])
+
+
+def test_a_trained_model_writes_what_it_has_read(model, tiny):
+    """Base pairs of the sample occur about as often as in the genome; an untrained model is far from it."""
+    drawn = sample(model, np.empty(0, np.uint8), GenerateConfig(length=400, count=8))
+
+    def pairs(tokens):
+        codes = (tokens[..., :-1].astype(int) - 7) * 4 + tokens[..., 1:] - 7
+        return np.bincount(codes.ravel(), minlength=16) / codes.size
+
+    genome = np.stack([tiny.tokens("c5"), reverse_complement(tiny.tokens("c5"))])
+    assert np.abs(pairs(drawn) - pairs(genome)).sum() < 0.5 * np.abs(1 / 16 - pairs(genome)).sum()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "ACGTNA"}, "prompt: 'N' at base 5 is no known base"),
+        ({"prompt": "ACGR"}, "prompt: 'R' at base 4 is no known base"),
+        ({"prompt": "MEEPQ"}, "prompt: 'E' at base 2 .* looks like protein"),
+        ({"prompt": "AC GT"}, "prompt: ' ' at base 3 is no nucleotide code"),
+        ({"length": 0}, "length=0"),
+        ({"count": 0}, "count=0"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"top_k": 5}, "top_k=5"),
+    ],
+)
+def test_a_request_without_sense_writes_nothing(tiny_model, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        generate(tiny_model, tmp_path / "sample.fa", replace(CONFIG, **changes), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_request_with_sense_gives_the_tokens_of_its_prompt():
+    assert check_request(CONFIG).tolist() == encode("ATGGCG").tolist()

@@ -1,0 +1,206 @@
+import errno
+import gzip
+import json
+import math
+import tracemalloc
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from domains.errors import UserError
+from domains.genomics import predict as module
+from domains.genomics import score_tables
+from domains.genomics.config import PredictConfig
+from domains.genomics.model import load_model
+from domains.genomics.predict import predict
+from domains.genomics.score_tables import file_stem
+from domains.genomics.stream import score_sequence
+from domains.genomics.tokens import reverse_complement
+from domains.genomics.train import train
+from tests.genomics.genomes import make_store, random_bases
+from tests.genomics.tiny import tiny_config
+
+CONFIG = PredictConfig(chunk=300)
+
+
+def run(model, store, out, config=CONFIG):
+    return predict(model, store, out, config, device="cpu", progress=False)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def scores(tiny, tiny_model, tmp_path_factory):
+    return run(tiny_model, tiny, tmp_path_factory.mktemp("scores") / "out")
+
+
+@pytest.fixture(autouse=True)
+def small_row_groups(monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 1000)
+
+
+def test_parquet_holds_every_base_with_its_score(tiny, tiny_model, scores):
+    table = pq.read_table(scores.out / "c4.parquet")
+    assert table.column_names == ["contig", "position", "base", "log_likelihood", "soft_mask"]
+    frame = table.to_pandas()
+    expected = score_sequence(load_model(tiny_model).model, tiny.tokens("c4"))
+    np.testing.assert_allclose(frame.log_likelihood, expected, atol=1e-5)
+    assert table["log_likelihood"].null_count == 300
+    assert set(frame.contig) == {"c4"}
+    assert (frame.position == np.arange(3600)).all()
+    assert "".join(frame.base[498:502]) == "".join(frame.base[498:500]) + "NN"
+    assert (frame.soft_mask.to_numpy() == tiny.soft_mask("c4")).all()
+    origin = json.loads(table.schema.metadata[b"serpentine"])
+    assert origin["model"] == load_model(tiny_model).hash
+
+
+def test_bedgraph_holds_the_same_scores_where_the_base_is_known(tiny, tiny_model, scores):
+    lines = gzip.decompress((scores.out / "c4.bedgraph.gz").read_bytes()).decode().splitlines()
+    assert len(lines) == 3300
+    expected = score_sequence(load_model(tiny_model).model, tiny.tokens("c4"))
+    contig, start, stop, score = lines[600].split("\t")
+    assert (contig, start, stop) == ("c4", "900", "901")
+    assert float(score) == pytest.approx(expected[900], abs=6e-5)
+    assert len(score) <= 8
+
+
+def test_the_manifest_and_the_result_say_what_was_done(tiny, tiny_model, scores):
+    assert (scores.written, scores.skipped) == (tiny.names, [])
+    manifest = json.loads(scores.manifest.read_text())
+    loaded = load_model(tiny_model)
+    assert (manifest["model"], manifest["genome"]) == (loaded.hash, tiny.fingerprint)
+    assert manifest["contigs"]["c4"]["bases"] == 3600
+    assert manifest["contigs"]["c4"]["scored"] == 3300
+    every = np.concatenate([score_sequence(loaded.model, tiny.tokens(name)) for name in tiny.names])
+    assert scores.bits_per_base == pytest.approx(-np.nanmean(every) / math.log(2), abs=1e-5)
+
+
+def test_files_do_not_depend_on_the_chunk(tiny, tiny_model, tmp_path):
+    for chunk in (170, 5000):
+        run(tiny_model, tiny, tmp_path / str(chunk), replace(CONFIG, chunk=chunk))
+    one, other = (pq.ParquetFile(tmp_path / chunk / "c5.parquet") for chunk in ("170", "5000"))
+    groups = [one.metadata.row_group(i).num_rows for i in range(one.num_row_groups)]
+    assert groups == [1000, 1000, 1000, 1000]
+    assert groups == [other.metadata.row_group(i).num_rows for i in range(other.num_row_groups)]
+    columns = [table.read()["log_likelihood"].to_numpy() for table in (one, other)]
+    np.testing.assert_allclose(*columns, atol=1e-5)
+
+
+def test_both_strands_stand_beside_their_mean(tiny, tiny_model, tmp_path):
+    found = run(tiny_model, tiny, tmp_path / "out", replace(CONFIG, both_strands=True))
+    frame = pq.read_table(found.out / "c4.parquet").to_pandas()
+    model, tokens = load_model(tiny_model).model, tiny.tokens("c4")
+    np.testing.assert_allclose(frame.log_likelihood_forward, score_sequence(model, tokens), atol=1e-5)
+    reverse = score_sequence(model, reverse_complement(tokens))[::-1]
+    np.testing.assert_allclose(frame.log_likelihood_reverse, reverse, atol=1e-5)
+    mean = (frame.log_likelihood_forward + frame.log_likelihood_reverse) / 2
+    np.testing.assert_allclose(frame.log_likelihood, mean, atol=1e-6)
+    assert {path.name.partition(".")[0] for path in found.out.iterdir()} == {"manifest", *tiny.names}
+
+
+def test_a_genome_without_a_mask_has_no_column_for_it(tiny_model, tmp_path):
+    store = make_store(tmp_path, {"a": random_bases(300)})
+    found = run(tiny_model, store, tmp_path / "out")
+    assert pq.read_schema(found.out / "a.parquet").names == ["contig", "position", "base", "log_likelihood"]
+
+
+def test_a_run_that_broke_goes_on_where_it_was(tiny, tiny_model, scores, tmp_path, monkeypatch):
+    stream = module.stream_log_probs
+    calls = []
+
+    def breaking(*args, **kwargs):
+        calls.append(1)
+        for count, piece in enumerate(stream(*args, **kwargs)):
+            if len(calls) == 3 and count == 2:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(module, "stream_log_probs", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, tiny, tmp_path / "out")
+    done = ["c0.bedgraph.gz", "c0.parquet", "c1.bedgraph.gz", "c1.parquet", "manifest.json"]
+    assert sorted(contents(tmp_path / "out")) == done
+    found = run(tiny_model, tiny, tmp_path / "out")
+    assert (found.skipped, found.written) == (["c0", "c1"], ["c2", "c3", "c4", "c5"])
+    assert found.bits_per_base == scores.bits_per_base
+    (found.out / "c3.parquet").unlink()
+    assert run(tiny_model, tiny, tmp_path / "out").written == ["c3"]
+    whole = run(tiny_model, tiny, tmp_path / "whole")
+    assert contents(found.out) == contents(whole.out)
+    assert run(tiny_model, tiny, tmp_path / "out", replace(CONFIG, chunk=77)).written == []
+
+
+def test_a_folder_of_other_scores_is_refused_and_kept(tiny, tiny_model, scores, tmp_path):
+    before = contents(scores.out)
+    other_model = train(tiny_config(tiny, max_steps=1), tmp_path / "run", progress=False).model_dir
+    other_genome = make_store(tmp_path, {"c4": random_bases(3600)})
+    for arguments, message in (
+        ((other_model, tiny, scores.out), "holds scores with another model"),
+        ((tiny_model, other_genome, scores.out), "holds scores with another genome"),
+        ((tiny_model, tiny, scores.out, replace(CONFIG, both_strands=True)), "holds scores with both_strands=False"),
+        ((tiny_model, tiny, tiny_model), "holds other files"),
+        ((tiny_model, tiny, scores.manifest), "holds other files"),
+        ((tiny_model, tiny, tmp_path / "new", replace(CONFIG, chunk=0)), "chunk=0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(*arguments)
+    assert contents(scores.out) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_leaves_whole_files_alone(tiny, tiny_model, tmp_path, monkeypatch):
+    write = score_tables.ScoreTables.write
+
+    def full(self, start, *rest):
+        if start >= 1000 and self._contig.name == "c1":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, start, *rest)
+
+    monkeypatch.setattr(score_tables.ScoreTables, "write", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        run(tiny_model, tiny, tmp_path / "out", replace(CONFIG, both_strands=True))
+    assert sorted(contents(tmp_path / "out")) == ["c0.bedgraph.gz", "c0.parquet", "manifest.json"]
+
+
+def test_memory_does_not_grow_with_the_contig(tiny_model, tmp_path):
+    peaks = []
+    for length in (5_000, 5_000, 100_000):  # the first call loads pyarrow
+        store = make_store(tmp_path / str(len(peaks)), {"a": random_bases(length)})
+        tracemalloc.start()
+        run(tiny_model, store, tmp_path / f"out{len(peaks)}", replace(CONFIG, chunk=1000))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.3 * peaks[1]
+
+
+@pytest.mark.parametrize(
+    ("contig", "stem"),
+    [
+        ("chr1", "chr1"),
+        ("gi|123|ref/NC_1.2", "gi%7C123%7Cref%2FNC_1.2"),
+        ("..", "%2E."),
+        ("HLA-A*01:01", "HLA-A%2A01%3A01"),
+    ],
+)
+def test_contig_names_become_file_names(contig, stem):
+    assert file_stem(contig) == stem
+
+
+def test_long_contig_names_stay_apart():
+    stems = {file_stem("x" * 300 + end) for end in "ab"}
+    assert len(stems) == 2
+    assert max(map(len, stems)) < 130
+
+
+def test_odd_contig_names_come_back_from_the_files(tiny_model, tmp_path):
+    store = make_store(tmp_path, {"a/b|c": random_bases(300)})
+    found = run(tiny_model, store, tmp_path / "out")
+    entry = json.loads(found.manifest.read_text())["contigs"]["a/b|c"]
+    assert set(pq.read_table(found.out / entry["parquet"])["contig"].to_pylist()) == {"a/b|c"}
+    with suppress(StopIteration), gzip.open(found.out / entry["bedgraph"], "rt") as file:
+        assert next(file).startswith("a/b|c\t0\t1\t")

@@ -1,0 +1,202 @@
+"""Help, typing mistakes, exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from domains.errors import UserError
+from pipelines import config
+from pipelines.cli import Command, Domain, Invocation, Outcome, Stopped, main
+from pipelines.genomics import GENOMICS
+from tests.pipelines.conftest import Cli
+
+
+def test_help_names_every_command_with_an_example(cli: Cli) -> None:
+    done = cli("--help")
+    assert done.code == 0
+    for command in GENOMICS.commands:
+        assert command.summary in done.out
+        assert f"python -m pipelines.genomics {command.examples[0]}" in done.out
+
+
+@pytest.mark.parametrize("command", GENOMICS.commands, ids=lambda command: command.word)
+def test_help_of_a_command_is_true(cli: Cli, command: Command) -> None:
+    done = cli(command.word, "--help")
+    assert done.code == 0
+    assert all(example in done.out for example in command.examples)
+    keys = config.keys(config.load(command.schema))
+    for key, _ in command.options:
+        assert key in done.out
+        assert key in keys or key in config.groups(GENOMICS.root(command))
+    for word in (word for example in command.examples for word in example.split()[1:]):
+        key = word.partition("=")[0]
+        assert key in keys or key in config.groups(GENOMICS.root(command)), word
+    assert callable(config.load(command.run))
+
+
+def test_help_lists_the_choices_that_ship() -> None:
+    train = next(command for command in GENOMICS.commands if command.word == "train")
+    groups, meanings = config.groups("genomics_train"), dict(train.options)
+    for group in ("backbone", "trainer", "experiment"):
+        assert all(choice in meanings[group] for choice in groups[group])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean train?"),
+        (["forecast"], "there are prepare, train, evaluate, predict, generate, import-run"),
+        ([], "no command given"),
+        (["train", "data.fastaa=x.fa"], "unknown key 'data.fastaa'; did you mean data.fasta"),
+        (["train", "max_steps=3"], "did you mean trainer.max_steps?"),
+        (["train", "zzz.qqq=3"], "--cfg job shows every key"),
+        (["evaluate", "modle=x"], "did you mean model?"),
+        (["train", "+data.fasta=x"], "write data.fasta=<value>, without '+'"),
+        (["train", "backbone=mambo"], "backbone=mambo: there is no such choice; did you mean mamba"),
+        (["train", "experiment=paper"], "there are demo, umaydis_h100"),
+        (["train", "trainer.max_steps=many"], "trainer.max_steps=many: must be a whole number"),
+        (["train", "trainer.max_steps=1.5"], "trainer.max_steps=1.5: must be a whole number"),
+        (["train", "trainer.optimizer.learning_rate=fast"], "trainer.optimizer.learning_rate=fast: must be a number"),
+        (["train", "tracking.enabled=perhaps"], "tracking.enabled=perhaps: must be true or false"),
+        (["train", "trainer.optimizer.betas=[1,2,3]"], "trainer.optimizer.betas must be a list of 2"),
+        (["train", "data.test=chr20"], "data.test takes a list; write data.test=["),
+        (["train", "seed=null"], "seed must have a value"),
+        (["train", "data.fasta="], "data.fasta= has no value"),
+        (["train", "my.fa"], "'my.fa' is not key=value"),
+        (["train", "data.fasta=my(1).fa"], "put the value in quotes: data.fasta='\"my(1).fa\"'"),
+        (["train", "data.fasta=${nowhere}"], "nowhere"),
+        (["train", "--frobnicate"], "unknown option --frobnicate"),
+        (["train", "--cfg"], "--cfg has no value"),
+        (["evaluate"], "model is missing; give model=<value>, as in python -m pipelines.genomics evaluate model="),
+        (["predict", "model=m", "out=o"], "data.fasta is missing"),
+        (["generate", "model=m"], "out is missing"),
+        (["import-run"], "run is missing"),
+    ],
+)
+def test_a_typing_mistake_is_told_in_one_line(cli: Cli, tmp_path: Path, words: list[str], told: str) -> None:
+    done = cli(*words)
+    assert done.code == 2
+    assert told in done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert not done.out
+
+
+def test_quotes_let_any_name_through(cli: Cli, workspace: Path) -> None:
+    done = cli("prepare", 'data.fasta="my (1),=.fa"')
+    assert done.err == "error: my (1),=.fa: no such file; check the path\n"
+
+
+def test_debug_shows_the_traceback_of_a_mistake(cli: Cli) -> None:
+    done = cli("prepare", "data.fasta=nowhere.fa", "--debug")
+    assert done.code == 2
+    assert "Traceback" in done.err
+    assert "error: nowhere.fa: no such file" in done.err
+
+
+def raises(error: BaseException) -> Domain:
+    """A domain whose only command fails; its root is that of genomics prepare."""
+    _ERRORS[:] = [error]
+    command = Command("prepare", "", "", (), ("",), "pipelines.genomics.roots:PrepareRoot", f"{__name__}:fail")
+    return Domain("genomics", "", (command,))
+
+
+_ERRORS: list[BaseException] = []
+
+
+def fail(root: object, invocation: Invocation) -> Outcome:
+    raise _ERRORS[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("x.fa:\nis bad"), 2, "error: x.fa: is bad"),
+        (Stopped("stopped after step 3; go on with: resume", 143), 143, "stopped after step 3; go on with: resume"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (PermissionError(13, "Permission denied", "/etc/x"), 2, "error: /etc/x: may not be written or read by you"),
+        (OSError(28, "No space left on device", "runs/a"), 2, "error: runs/a: no space is left; make room"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), 2, "error: a/b: a file stands where a folder is wanted"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 2, "error: the GPU has too little memory"),
+    ],
+)
+def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str) -> None:
+    assert main(raises(error), ["prepare"]) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith(line)
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("ours"), OSError(5, "Input/output error")])
+def test_a_fault_of_ours_is_1_and_shows_where(capsys: pytest.CaptureFixture[str], error: BaseException) -> None:
+    assert main(raises(error), ["prepare"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "in fail" in shown
+    assert shown.endswith("please report it with the lines above\n")
+
+
+def test_a_command_ends_with_its_result_and_what_comes_next(cli: Cli, workspace: Path) -> None:
+    done = cli("prepare", "data.fasta=made.fa")
+    assert done.code == 0
+    result, following = done.out.splitlines()
+    (store,) = (workspace / "stores").iterdir()
+    assert result.startswith(f"store: stores/{store.name} (prepared; 5 contigs, 7,500 bases")
+    assert following == f"next: python -m pipelines.genomics train data.store=stores/{store.name}"
+    assert "found prepared already" in cli("prepare", "data.fasta=made.fa").out
+
+
+def test_nothing_is_left_beside_the_result(cli: Cli, workspace: Path) -> None:
+    before = sorted(workspace.iterdir())
+    cli("prepare", "data.fasta=made.fa")
+    assert sorted(workspace.iterdir()) == sorted([*before, workspace / "stores"])
+
+
+def test_cfg_shows_every_key_and_runs_nothing(cli: Cli, workspace: Path) -> None:
+    done = cli("train", "--cfg", "job", "experiment=demo")
+    assert done.code == 0
+    assert "max_steps:" in done.out
+    assert not (workspace / "runs").exists()
+
+
+def test_argv_repeated_by_a_launcher_is_understood(cli: Cli) -> None:
+    done = cli("--config-name=genomics_import_run", "hydra.run.dir=.", "hydra.output_subdir=null", "run=nowhere")
+    assert done.err == "error: nowhere: is neither a run folder nor an MLflow run id; look into runs/\n"
+
+
+def test_a_folder_of_ones_own_configurations_is_found(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntrainer:\n  max_steps: 77\n")
+    done = cli("train", "--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job")
+    assert done.code == 0
+    assert "max_steps: 77" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "absent"),
+    [
+        ("'train', '--help'", ("torch", "hydra", "omegaconf", "mlflow", "lightning", "numpy")),
+        ("'trian'", ("torch", "hydra", "mlflow", "lightning")),
+        ("'train', 'backbone=mambo'", ("torch", "mlflow", "lightning")),
+        ("'train', 'data.fastaa=x'", ("mlflow", "lightning", "matplotlib", "polars")),
+        ("'train', 'seed=x'", ("mlflow", "lightning", "matplotlib", "polars")),
+    ],
+)
+def test_help_and_mistakes_answer_before_anything_slow_is_imported(words: str, absent: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom pipelines.cli import main\nfrom pipelines.genomics import GENOMICS\n"
+        f"code = main(GENOMICS, [{words}])\nprint(code, *[name for name in {absent} if name in sys.modules], sep=',')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ("0" if "help" in words else "2")
+
+
+def test_the_module_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.genomics", "trian"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown command 'trian'")
+    assert done.stderr.count("\n") == 1

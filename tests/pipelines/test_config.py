@@ -1,0 +1,153 @@
+"""Every configuration that ships composes, fits its dataclass, and can be built."""
+
+from dataclasses import dataclass, field
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from domains.genomics.config import TrainConfig
+from domains.genomics.sample import sample_genome
+from domains.genomics.tokens import VOCAB_SIZE
+from mamba_core import CausalLM
+from pipelines import config
+from pipelines.genomics import GENOMICS
+from pipelines.genomics.roots import EvaluateRoot, PredictRoot, TrainRoot
+from pipelines.overrides import check_form, check_keys, suggest
+
+ROOTS = {GENOMICS.root(command): command for command in GENOMICS.commands}
+CHOICES = [(root, group, name) for root in ROOTS for group, names in config.groups(root).items() for name in names]
+CONFIGS = Path(str(files("configs")))
+
+
+def composed(root: str, *overrides: str) -> Any:
+    schema = config.load(ROOTS[root].schema)
+    config.register(root, schema)
+    required = [f"{key}=given" for key in ("model", "out", "run", "data.fasta") if _is_required(schema, key)]
+    with initialize_config_module("configs", version_base="1.3"):
+        return config.build(schema, compose(root, [*required, *overrides]))
+
+
+def _is_required(schema: type, key: str) -> bool:
+    value: Any = schema()
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value == config.REQUIRED
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_every_root_composes_to_the_defaults_of_its_dataclass(root: str) -> None:
+    found = composed(root)
+    assert type(found) is config.load(ROOTS[root].schema)
+
+
+@pytest.mark.parametrize(("root", "group", "name"), CHOICES)
+def test_every_choice_composes(root: str, group: str, name: str) -> None:
+    composed(root, f"{group}={name}")
+
+
+def test_every_file_that_ships_is_composed_here() -> None:
+    shipped = {path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml")}
+    assert shipped == set(ROOTS) | {f"{group}/{name}" for _, group, name in CHOICES}
+
+
+def test_every_folder_of_configurations_is_a_package() -> None:
+    """Otherwise Hydra does not find it in an installed wheel."""
+    assert all((path.parent / "__init__.py").exists() for path in CONFIGS.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", config.groups("genomics_train")["backbone"])
+def test_every_backbone_can_be_built(name: str) -> None:
+    backbone = composed("genomics_train", f"backbone={name}").backbone
+    with torch.device("meta"):
+        model = CausalLM(VOCAB_SIZE, backbone)
+    assert len(model.backbone.layers) == backbone.n_layers
+
+
+@pytest.mark.parametrize("name", config.groups("genomics_train")["experiment"])
+def test_every_experiment_is_a_whole_recipe(name: str) -> None:
+    root = composed("genomics_train", f"experiment={name}")
+    assert root.data.fasta == ""  # the bundled genome, so that anyone can run it
+    assert sample_genome().exists()
+    assert root.data.test == ["chr20", "chr21", "chr22", "chr23"]  # of the published numbers
+    assert root.data.tokens_per_step % root.data.window == 0
+    with torch.device("meta"):
+        CausalLM(VOCAB_SIZE, root.backbone)
+
+
+def test_what_is_typed_wins_over_the_experiment_and_that_over_its_groups() -> None:
+    root = composed("genomics_train", "experiment=demo", "trainer.max_steps=3", "backbone=mamba1")
+    assert root.trainer.max_steps == 3
+    assert root.backbone.pattern == ["mamba1"]
+    assert root.data.window == composed("genomics_train", "experiment=demo").data.window
+    assert root.data.window != TrainRoot().data.window
+
+
+def test_numbers_lists_and_names_that_look_like_numbers_arrive_as_meant() -> None:
+    root = composed(
+        "genomics_train",
+        "data.test=[1,NC_001133.9,chr20]",
+        "trainer.max_minutes=9",
+        "trainer.optimizer.betas=[0.8,0.9]",
+    )
+    assert root.data.test == ["1", "NC_001133.9", "chr20"]
+    assert root.trainer.max_minutes == 9.0
+    assert root.trainer.optimizer.betas == (0.8, 0.9)
+
+
+def test_a_training_root_narrows_to_its_training_configuration() -> None:
+    root = composed("genomics_train", "seed=5", "data.window=256")
+    narrowed = config.narrow(TrainConfig, root)
+    assert type(narrowed) is TrainConfig
+    assert (narrowed.seed, narrowed.data.window) == (5, 256)
+
+
+@dataclass
+class Inner:
+    a: int = 1
+    b: list[str] | None = None
+
+
+@dataclass
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+    c: float = 2.0
+
+
+def test_keys_of_nested_dataclasses() -> None:
+    assert config.keys(Outer) == ["inner.a", "inner.b", "c"]
+
+
+def test_copy_key() -> None:
+    target = Outer()
+    config.copy_key("inner.a", Outer(Inner(a=7), c=9.0), target)
+    assert target == Outer(Inner(a=7))
+
+
+def test_commands_share_the_names_of_what_they_share() -> None:
+    shared = [set(config.keys(root)) for root in (EvaluateRoot, PredictRoot)]
+    assert {"model", "out", "device", "chunk", "both_strands", "data.fasta", "tracking.uri"} <= shared[0] & shared[1]
+
+
+@pytest.mark.parametrize("text", ["seed=0,1,2", "backbone=mamba1,mamba2", "backbone=glob(*)", "~experiment"])
+def test_sweeps_pass_the_checks(text: str) -> None:
+    groups = config.groups("genomics_train")
+    check_form([text], groups)
+    check_keys([text], config.keys(TrainRoot), groups)
+
+
+def test_every_key_passes_the_check_of_keys() -> None:
+    for (root, command), prefix in product(ROOTS.items(), ("", "hydra.")):
+        keys = config.keys(config.load(command.schema))
+        check_keys([f"{prefix}{key}=1" for key in keys], keys, config.groups(root))
+
+
+def test_suggestions() -> None:
+    known = ["data.fasta", "data.window", "trainer.max_steps"]
+    assert suggest("fasta", known) == "did you mean data.fasta?"
+    assert suggest("trainer.maxsteps", known) == "did you mean trainer.max_steps?"
+    assert suggest("qqq", known) == "there are data.fasta, data.window, trainer.max_steps"

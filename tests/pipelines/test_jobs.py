@@ -1,0 +1,369 @@
+"""The main job from the command line to MLflow and back: train, stop, resume, evaluate, predict, generate, import."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from domains.checkpoint import Terminated
+from domains.errors import UserError
+from domains.genomics import train as training
+from domains.genomics.config import EvaluateConfig, PredictConfig, TrainConfig
+from domains.genomics.model import load_model
+from domains.genomics.stream import score_sequence
+from domains.genomics.tokens import encode
+from domains.runlog import read_metrics
+from domains.settings import flatten, from_dict
+from pipelines import jobs
+from pipelines.genomics.roots import EvaluateRoot, GenerateRoot, PredictRoot
+from pipelines.tracking import linked_run_id
+from tests.pipelines.conftest import TINY, Cli
+
+
+def client(folder: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def runs(folder: Path) -> list[Any]:
+    found = client(folder)
+    return found.search_runs([experiment.experiment_id for experiment in found.search_experiments()])
+
+
+def artifacts(folder: Path, run_id: str, within: str | None = None) -> Iterator[str]:
+    for artifact in client(folder).list_artifacts(run_id, within):
+        yield from artifacts(folder, run_id, artifact.path) if artifact.is_dir else [artifact.path]
+
+
+def recorded(folder: Path, run_id: str) -> dict[tuple[str, int], list[float]]:
+    """Every value that MLflow has, by metric and step."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for key in client(folder).get_run(run_id).data.metrics:
+        for metric in client(folder).get_metric_history(run_id, key):
+            found.setdefault((key, metric.step), []).append(metric.value)
+    return found
+
+
+def measured(run_dir: Path) -> dict[tuple[str, int], list[float]]:
+    """Every value that the run folder has."""
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    return {
+        (k, row["step"]): [v] for row in rows for k, v in row.items() if k not in ("step", "time") and v is not None
+    }
+
+
+def test_a_run_is_in_mlflow_whole(cli: Cli, workspace: Path) -> None:
+    done = cli("train", *TINY, "run.dir=runs/one")
+    assert done.code == 0
+    run_id = linked_run_id(Path("runs/one"))
+    assert run_id
+    found = client(workspace).get_run(run_id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "one"
+    assert client(workspace).get_experiment(found.info.experiment_id).name == "genomics"
+    settings = flatten(yaml.safe_load(Path("runs/one/config.yaml").read_text()))
+    assert {key: "null" if value is None else str(value) for key, value in settings.items()} == found.data.params
+    assert recorded(workspace, run_id) == measured(Path("runs/one"))
+    assert {"train/loss", "train/bases_per_second", "validation/bits_per_base"} <= found.data.metrics.keys()
+    assert any(key.startswith("health/") for key in found.data.metrics)
+    assert set(artifacts(workspace, run_id)) == {
+        "config.yaml",
+        "data.json",
+        "metrics.jsonl",
+        "plots/loss.png",
+        "run.json",
+        "splits.json",
+    }
+    assert found.data.tags["serpentine.command"].startswith("python -m pipelines.genomics train data.fasta=made.fa")
+    lines = done.out.splitlines()
+    assert lines[0].startswith("model: runs/one/model (")
+    assert lines[1] == f"MLflow run: {run_id} in sqlite:///mlflow.db"
+    assert lines[2] == "next: python -m pipelines.genomics evaluate model=runs/one/model"
+    assert lines[3].strip() == "mlflow ui --backend-store-uri sqlite:///mlflow.db"
+    assert {path.name for path in workspace.iterdir()} == {"made.fa", "mlartifacts", "mlflow.db", "runs", "stores"}
+
+
+def test_a_run_without_tracking_leaves_mlflow_alone(cli: Cli, workspace: Path) -> None:
+    (workspace / "mlflow.db").unlink()
+    done = cli("train", *TINY, "run.dir=one", "tracking.enabled=false")
+    assert done.code == 0
+    assert "MLflow" not in done.out
+    assert {path.name for path in workspace.iterdir()} == {"made.fa", "one", "stores"}
+
+
+def test_a_run_folder_is_named_by_the_time_and_never_taken_twice(cli: Cli, workspace: Path) -> None:
+    for _ in range(2):
+        assert cli("train", *TINY, "tracking=off", "trainer.max_steps=1").code == 0
+    first, second = sorted((workspace / "runs").iterdir())
+    assert first.name.startswith("genomics-")
+    assert second.name.startswith("genomics-")
+
+
+def test_overwriting_starts_a_run_of_its_own(cli: Cli, workspace: Path) -> None:
+    words = [*TINY, "run.dir=one", "run.overwrite=true", "trainer.max_steps=2"]
+    assert cli("train", *words).code == 0
+    first = linked_run_id(Path("one"))
+    assert cli("train", *words).code == 0
+    assert linked_run_id(Path("one")) != first
+    assert len(runs(workspace)) == 2
+
+
+@pytest.mark.parametrize("by", ["folder", "run id"])
+def test_a_killed_run_goes_on_as_the_same_mlflow_run(
+    cli: Cli, workspace: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """As after kill -9: MLflow and metrics.jsonl know steps that the newest checkpoint does not."""
+    assert cli("train", *TINY, "run.dir=whole").code == 0
+    assert cli("train", *TINY, "run.dir=killed").code == 0
+    run_id = linked_run_id(Path("killed"))
+    assert run_id
+    shutil.rmtree("killed/model")
+    Path("killed/checkpoints/step-00000008.ckpt").unlink()
+    client(workspace).delete_run(linked_run_id(Path("whole")))
+    done = cli("train", f"resume={'killed' if by == 'folder' else run_id}")
+    assert done.code == 0
+    assert f"MLflow run: {run_id} in sqlite:///mlflow.db" in done.out
+    assert [run.info.run_id for run in runs(workspace)] == [run_id]
+    assert client(workspace).get_run(run_id).info.status == "FINISHED"
+    found = recorded(workspace, run_id)
+    assert all(len(values) == 1 for values in found.values())
+    timed = ("train/bases_per_second", "train/share_of_peak")
+    whole = measured(Path("whole"))
+    assert {at: v for at, v in found.items() if at[0] not in timed} == {
+        at: v for at, v in whole.items() if at[0] not in timed
+    }
+
+
+def test_resume_goes_on_where_it_was_recorded(cli: Cli, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("train", *TINY, "run.dir=one").code == 0
+    (workspace / "elsewhere").mkdir()
+    monkeypatch.chdir(workspace / "elsewhere")
+    done = cli("train", "resume=../one", "data.fasta=../made.fa", "data.stores=../stores")
+    assert done.code == 0
+    assert len(runs(workspace)) == 1
+    assert not (workspace / "elsewhere" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [(Terminated(3), 143, "KILLED"), (KeyboardInterrupt(), 130, "KILLED"), (UserError("x: bad"), 2, "FAILED")],
+)
+def test_how_a_run_ended_is_recorded(
+    cli: Cli, workspace: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, status: str
+) -> None:
+    def interrupted(config: TrainConfig, run_dir: Path, *, callbacks: Any, **rest: Any) -> None:
+        Path(run_dir).mkdir()
+        Path(run_dir, "run.json").write_text('{"domain": "genomics"}')
+        callbacks[0].on_fit_start(None, None)
+        raise error
+
+    monkeypatch.setattr(training, "train", interrupted)
+    done = cli("train", *TINY, "run.dir=one")
+    assert done.code == code
+    assert done.err.count("\n") == 1
+    assert ("go on with: python -m pipelines.genomics train resume=one" in done.err) == (code != 2)
+    assert [run.info.status for run in runs(workspace)] == [status]
+
+
+def test_sigterm_exits_with_143_and_a_checkpoint(workspace: Path) -> None:
+    words = ["train", *TINY, "run.dir=one", "trainer.max_steps=1000000", "tracking=off"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.genomics", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    while not list(workspace.glob("one/checkpoints/step-*.ckpt")):
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    last = err.splitlines()[-1]
+    assert last.startswith("stopped by SIGTERM after step ")
+    assert last.endswith("go on with: python -m pipelines.genomics train resume=one")
+    step = int(last.removeprefix("stopped by SIGTERM after step ").partition(";")[0])
+    assert (workspace / f"one/checkpoints/step-{step:08d}.ckpt").exists()
+
+
+def test_a_run_that_ran_out_of_time_says_how_to_go_on(cli: Cli, workspace: Path) -> None:
+    done = cli("train", *TINY, "run.dir=one", "trainer.max_minutes=1e-6", "tracking=off")
+    assert done.code == 0
+    assert "stopped by trainer.max_minutes=1e-06" in done.out
+    assert "python -m pipelines.genomics train resume=one" in done.out
+    assert cli("train", "resume=one", "trainer.max_minutes=null", "tracking=off").code == 0
+    assert read_metrics("one/metrics.jsonl")[-1]["step"] == 8
+
+
+def test_a_sweep_makes_a_run_for_each_value(cli: Cli, workspace: Path) -> None:
+    done = cli("train", "--multirun", *TINY, "trainer.max_steps=2", "seed=3,4")
+    assert done.code == 0
+    found = sorted(run.data.params["seed"] for run in runs(workspace))
+    assert found == ["3", "4"]
+    assert len(list(workspace.glob("runs/multirun/*/*/model/model.safetensors"))) == 2
+
+
+def test_a_sweep_stops_at_its_first_failure(cli: Cli, workspace: Path) -> None:
+    done = cli("train", "-m", *TINY, "data.window=2000,64")
+    assert done.code == 2
+    assert len(done.errors) == 1
+    assert not list(workspace.glob("runs/multirun/*/*/run.json"))
+
+
+def test_the_mlflow_model_loads_without_pickle_and_scores(cli: Cli, workspace: Path) -> None:
+    assert cli("train", *TINY, "run.dir=one").code == 0
+    run_id = linked_run_id(Path("one"))
+    files = [path for path in workspace.glob("mlartifacts/models/*/artifacts/**/*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".py", ".json", ".yaml", ".txt", ".safetensors", ""}
+    assert not [path for path in files if path.suffix == "" and path.name != "MLmodel"]
+    for name in ("model.safetensors", "config.yaml", "tokenizer.json", "data.json", "metrics.json"):
+        (kept,) = workspace.glob(f"mlartifacts/models/*/artifacts/artifacts/model/{name}")
+        assert kept.read_bytes() == Path("one/model", name).read_bytes()
+
+    code = f"""
+import json, mlflow, pandas as pd
+mlflow.set_tracking_uri("sqlite:///{workspace}/mlflow.db")
+model = mlflow.pyfunc.load_model("runs:/{run_id}/model")
+scores = model.predict(pd.DataFrame({{"sequence": ["ACGTNNACGT" * 20, "acgu", "N"]}}, index=[5, 6, 7]))
+import domains
+print(json.dumps([scores.to_dict("list"), list(scores.index), domains.__file__]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=workspace)
+    scores, index, source = json.loads(done.stdout.splitlines()[-1])
+    assert "site-packages" not in source  # the code that travels with the model, not what is installed here
+    assert not Path(source).is_relative_to(Path(training.__file__).parents[2])
+    assert index == [5, 6, 7]
+    assert scores["bases"] == [160, 4, 0]
+    expected = score_sequence(load_model("one/model").model, encode("ACGTNNACGT" * 20))
+    assert scores["log_likelihood"][0] == pytest.approx(float(np.nansum(expected)), rel=1e-5)
+    assert scores["bits_per_base"][0] == pytest.approx(float(-np.nanmean(expected) / np.log(2)), rel=1e-5)
+    assert scores["log_likelihood"][2] == 0
+    assert np.isnan(scores["bits_per_base"][2])
+
+
+@pytest.mark.parametrize("by", ["folder", "model folder", "run id", "run id, folder gone"])
+def test_evaluation_prints_keeps_and_records_the_same_numbers(cli: Cli, workspace: Path, by: str) -> None:
+    assert cli("train", *TINY, "run.dir=one", "trainer.max_steps=4").code == 0
+    run_id = linked_run_id(Path("one"))
+    assert run_id
+    folder = workspace / "one" / "evaluation"
+    if by == "run id, folder gone":
+        shutil.move("one", "hidden")
+        folder = workspace / "runs" / run_id / "evaluation"
+    model = {"folder": "one", "model folder": "one/model"}.get(by, run_id)
+    done = cli("evaluate", f"model={model}", "max_order=2", "device=cpu", "max_bases=1000")
+    assert done.code == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    details = json.loads((folder / "evaluation.json").read_text())
+    table = (folder / "table.txt").read_text()
+    assert done.out.startswith(table)
+    assert "c4:0-1000" in table
+    assert f"{metrics['test/bits_per_base']:.4f}" in table
+    assert f"{metrics['test/markov_bits_per_base']:.4f}" in table
+    assert details["rows"][0]["model"] == metrics["test/bits_per_base"]
+    (run,) = runs(workspace)
+    assert run.info.run_id == run_id
+    assert run.info.status == "FINISHED"
+    assert {key: run.data.metrics[key] for key in metrics} == metrics
+    assert {
+        "evaluation/table.txt",
+        "evaluation/evaluation.json",
+        "plots/bits_per_base_by_contig.png",
+    } <= set(artifacts(workspace, run_id))
+
+
+def test_a_model_without_a_run_gets_one_for_its_evaluation(cli: Cli, workspace: Path, run_folder: Path) -> None:
+    model = shutil.move(run_folder / "model", workspace / "received")
+    done = cli("evaluate", "model=received", "max_order=1", "device=cpu", "data.fasta=made.fa")
+    assert done.code == 0
+    assert (workspace / "received-evaluation" / "table.txt").exists()
+    assert sorted(path.name for path in Path(model).iterdir()) == [
+        "config.yaml",
+        "data.json",
+        "metrics.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    (run,) = runs(workspace)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"model": "received"}
+    assert "test/bits_per_base" in run.data.metrics
+
+
+def test_predict_and_generate_as_the_issue_writes_them(cli: Cli, workspace: Path, run_folder: Path) -> None:
+    shutil.copy("made.fa", "other.fa")
+    done = cli("predict", f"model={run_folder / 'model'}", "data.fasta=other.fa", "out=scores/")
+    assert done.code == 0
+    assert done.out.startswith("scores: scores (5 contigs; ")
+    assert len(list(workspace.glob("scores/*.parquet"))) == 5
+    again = cli("predict", f"model={run_folder / 'model'}", "data.fasta=other.fa", "out=scores/")
+    assert "0 contigs, 5 done before" in again.out
+    words = ["generate", f"model={run_folder / 'model'}", "prompt=ATGGCG", "length=200", "out=sample.fa"]
+    assert cli(*words).code == 0
+    header, *lines = Path("sample.fa").read_text().splitlines()
+    assert header.startswith(">")
+    assert "".join(lines).startswith("ATGGCG")
+    assert len("".join(lines)) == 206
+
+
+def test_import_run_records_a_run_from_elsewhere_once(cli: Cli, workspace: Path, run_folder: Path) -> None:
+    for _ in range(2):
+        done = cli("import-run", f"run={run_folder}")
+        assert done.code == 0
+        (run,) = runs(workspace)
+        assert run.info.run_id == linked_run_id(run_folder)
+        assert run.info.status == "FINISHED"
+        assert recorded(workspace, run.info.run_id) == measured(run_folder)
+        assert len(list(workspace.glob("mlartifacts/models/*"))) == 1
+    assert from_dict(TrainConfig, yaml.safe_load((run_folder / "config.yaml").read_text())).data.window == 64
+    assert run.data.params["data.window"] == "64"
+    info = json.loads((run_folder / "run.json").read_text())
+    assert run.info.start_time == pd.Timestamp(info["started"]).timestamp() * 1000
+    assert run.info.end_time == pd.Timestamp(info["ended"]).timestamp() * 1000
+    assert "config.yaml" in set(artifacts(workspace, run.info.run_id))
+    assert cli("evaluate", f"model={run.info.run_id}", "max_order=1", "device=cpu").code == 0
+
+
+def test_import_run_brings_the_evaluation_along(cli: Cli, workspace: Path, run_folder: Path) -> None:
+    assert cli("evaluate", f"model={run_folder}", "max_order=1", "device=cpu", "tracking=off").code == 0
+    assert runs(workspace) == []
+    assert cli("import-run", f"run={run_folder}").code == 0
+    (run,) = runs(workspace)
+    assert "test/bits_per_base" in run.data.metrics
+    assert "evaluation/table.txt" in set(artifacts(workspace, run.info.run_id))
+
+
+def test_a_training_whose_record_fails_at_the_end_is_not_lost(
+    cli: Cli, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def away(*arguments: Any) -> None:
+        raise MlflowException("server went away at https://me:secret@host")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "record_run", away)
+        done = cli("train", *TINY, "run.dir=one", "trainer.max_steps=2")
+    assert done.code == 0
+    assert Path("one/model/model.safetensors").exists()
+    (warning,) = [line for line in done.err.splitlines() if line.startswith("warning:")]
+    assert "server went away" in warning
+    assert "secret" not in warning
+    assert warning.endswith("try again with: python -m pipelines.genomics import-run run=one")
+    assert cli("import-run", "run=one").code == 0
+    (run,) = runs(workspace)
+    assert list(workspace.glob("mlartifacts/models/*"))
+    assert recorded(workspace, run.info.run_id) == measured(Path("one"))
+
+
+def test_commands_take_the_defaults_of_the_domain() -> None:
+    assert EvaluateRoot().chunk == EvaluateConfig().chunk
+    assert PredictRoot().chunk == PredictConfig().chunk
+    assert GenerateRoot().temperature == 1.0
