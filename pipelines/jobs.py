@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from domains.checkpoint import Terminated
 from domains.errors import UserError
-from domains.folder import RunFolder, atomic_folder, read_json, write_json
+from domains.files import atomic_file
+from domains.folder import RunFolder, read_json, write_json
 from domains.runlog import read_metrics
 from pipelines.cli import INTERRUPTED, TERMINATED, Invocation, Stopped
 from pipelines.config import RunConfig, TrackingConfig
 from pipelines.places import ModelPlace
 from pipelines.recorder import ModelCard, Recorder, recorder
-from pipelines.tracking import DOMAIN_TAG, without_password
+from pipelines.tracking import DOMAIN_TAG
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METRICS = "metrics.json"  # in an evaluation's folder: name to value
+TABLE, DETAILS, METRICS = "table.txt", "evaluation.json", "metrics.json"  # in an evaluation's folder
 Result = TypeVar("Result")
 
 Draw = Callable[[Sequence[Mapping[str, Any]]], "Figure"]  # rows of metrics.jsonl -> plot
@@ -90,23 +91,26 @@ def run_training(
     Raises:
         Stopped: told to by SIGTERM or Ctrl-C, with a checkpoint to go on from.
     """
-    go_on = f"go on with: {invocation.domain.program} train resume={run_dir}"
+    go_on = f"go on with: {invocation.next(f'train resume={run_dir}')}"
+    again = invocation.next(f"import-run run={run_dir}")
+    status = "FAILED"
     try:
         result = work()
+        status = "FINISHED"
+        with tolerant(again):
+            record_run(recorder, run_dir, report)
+        return result
     except Terminated as stop:
-        recorder.end("KILLED")
+        status = "KILLED"
         raise Stopped(f"{stop}; {go_on}", TERMINATED) from stop
     except KeyboardInterrupt as stop:
-        recorder.end("KILLED")
+        status = "KILLED"
+        if not RunFolder(run_dir).info_path.exists():  # nothing was begun
+            raise
         raise Stopped(f"stopped by Ctrl-C; {go_on}", INTERRUPTED) from stop
-    except BaseException:
-        recorder.end("FAILED")
-        raise
-    with tolerant(f"{invocation.domain.program} import-run run={run_dir}"):
-        record_run(recorder, run_dir, report)
-    with tolerant(f"{invocation.domain.program} import-run run={run_dir}"):
-        recorder.end("FINISHED")
-    return result
+    finally:
+        with tolerant(again):
+            recorder.end(status)
 
 
 def record_run(recorder: Recorder, run_dir: Path, report: Report) -> None:
@@ -129,26 +133,26 @@ def record_run(recorder: Recorder, run_dir: Path, report: Report) -> None:
 def write_evaluation(
     folder: Path, table: str, details: Mapping[str, Any], metrics: Mapping[str, float], plots: Mapping[str, "Figure"]
 ) -> None:
-    """Write an evaluation's folder, whole or not at all: table.txt, evaluation.json, metrics.json and plots by name."""
+    """Write table.txt, evaluation.json, a PNG for each plot, and last metrics.json; other files there stay."""
     from pipelines.plots import save_figure
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder) as new:
-        (new / "table.txt").write_text(table.rstrip() + "\n", encoding="utf-8")
-        write_json(new / "evaluation.json", details)
-        write_json(new / METRICS, metrics)
-        for name, figure in plots.items():
-            save_figure(figure, new / f"{name}.png")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / TABLE) as file:
+        file.write(f"{table.rstrip()}\n".encode())
+    write_json(folder / DETAILS, details)
+    for name, figure in plots.items():
+        save_figure(figure, folder / f"{name}.png")
+    write_json(folder / METRICS, metrics)
 
 
 def record_evaluation(recorder: Recorder, folder: Path) -> None:
     """Send an evaluation's folder."""
     recorder.results(read_json(folder / METRICS))
-    for path in sorted(folder.iterdir()):
-        recorder.files([path], "plots" if path.suffix == ".png" else "evaluation")
+    recorder.files([folder / name for name in (TABLE, DETAILS, METRICS)], "evaluation")
+    recorder.files(sorted(folder.glob("*.png")), "plots")
 
 
-def record_elsewhere(invocation: Invocation, tracking: TrackingConfig, place: ModelPlace, folder: Path) -> Recorder:
+def track_evaluation(invocation: Invocation, tracking: TrackingConfig, place: ModelPlace, folder: Path) -> Recorder:
     """Add an evaluation to the MLflow run of its model; a model without one gets a run for this evaluation."""
     known = place.run_id is not None
     listener = recorder(tracking, invocation.domain.name, place.evaluation.parent if known else folder, continues=known)
@@ -202,12 +206,10 @@ def tags(domain: str, run_dir: Path) -> dict[str, str]:
 @contextmanager
 def tolerant(remedy: str) -> Iterator[None]:
     """Warn when MLflow does not take something: it is on disk. ``remedy`` is the command to try again with."""
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
-    except (MlflowException, UserError, OSError) as error:
-        reason = without_password(textwrap.shorten(str(error), 200, placeholder=" ..."))
+    except (UserError, OSError) as error:
+        reason = textwrap.shorten(str(error), 240, placeholder=" ...")
         print(f"warning: MLflow did not take everything ({reason}); try again with: {remedy}", file=sys.stderr)
 
 

@@ -34,6 +34,8 @@ def _operating_system(error: OSError) -> str | None:
         return f"{place}: no space is left; make room, or choose another folder"
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"{place}: may not be written or read by you; choose another folder or change its permissions"
+    if isinstance(error, IsADirectoryError) and error.filename:
+        return f"{error.filename2 or error.filename}: a folder stands where a file is wanted; choose another name"
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
         return f"{place}: a file stands where a folder is wanted; choose another name"
     return None

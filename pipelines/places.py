@@ -67,6 +67,24 @@ def find_model(text: str, tracking: TrackingConfig) -> ModelPlace:
     return ModelPlace(_fetch(text, uri), _FOLDERS / text / "evaluation", text)
 
 
+def output_folder(text: str | Path) -> Path:
+    """A folder to write into, made when missing but not yet; a UserError when a file has that name."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; choose a folder to write into")
+    return path
+
+
+def output_file(text: str | Path) -> Path:
+    """A file to write; a UserError when a folder has that name, or when the folder for it is missing."""
+    path = Path(text)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of the file to write in it")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}; make it, or choose another")
+    return path
+
+
 def _on_disk(path: Path) -> ModelPlace:
     if not (path / "model.safetensors").exists() and (path / "model").is_dir():
         path = path / "model"

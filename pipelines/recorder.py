@@ -12,6 +12,7 @@ from pipelines.config import TrackingConfig
 from pipelines.tracking import (
     FOLDER_TAG,
     for_people,
+    is_unmade,
     linked_run_id,
     reaching,
     set_environment,
@@ -41,7 +42,10 @@ class ModelCard:
 
 
 class Recorder:
-    """Where a job reports to. This one listens and keeps nothing: ``tracking.enabled=false``."""
+    """Where a job reports to. This one listens and keeps nothing: ``tracking.enabled=false``.
+
+    Every method raises UserError when the record cannot be reached.
+    """
 
     @property
     def where(self) -> tuple[str, ...]:
@@ -73,7 +77,7 @@ class Recorder:
         """Record values that belong to the whole run, such as an evaluation's; the latest stands."""
 
     def files(self, paths: Sequence[Path], into: str = "") -> None:
-        """Keep files, or whole folders, as artifacts."""
+        """Keep those of the files that exist as artifacts."""
 
     def model(self, folder: Path, card: ModelCard) -> None:
         """Keep the model folder as a model that MLflow can load and serve; nothing if it is kept already."""
@@ -104,8 +108,7 @@ class MlflowRecorder(Recorder):
         return (f"mlflow ui --backend-store-uri {for_people(self._uri)}",) if self._uri.startswith("sqlite:") else ()
 
     def check(self) -> None:
-        database = Path(self._uri.removeprefix("sqlite:///"))
-        if database.exists() or not self._uri.startswith("sqlite:"):  # otherwise this would make the database
+        if not is_unmade(self._uri):
             with reaching(self._uri):
                 self._find_experiment()
 
@@ -135,45 +138,46 @@ class MlflowRecorder(Recorder):
     def catch_up(self, rows: Sequence[Mapping[str, Any]]) -> None:
         import mlflow
 
-        mlflow.flush_async_logging()
-        self._look_up_known()  # so whatever was lost on the way is seen to be missing
         values = [
             (key, value, row["step"], row["time"])
             for row in rows
             for key, value in row.items()
             if key not in ("step", "time") and value is not None
         ]
-        self._send(values)
-        mlflow.flush_async_logging()
+        with reaching(self._uri):
+            mlflow.flush_async_logging()
+            self._look_up_known()  # so whatever was lost on the way is seen to be missing
+            self._send(values)
+            mlflow.flush_async_logging()
 
     def results(self, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._client().log_batch(self.run_id, metrics=[Metric(key, value, now, 0) for key, value in values.items()])
+        with reaching(self._uri):
+            self._client().log_batch(self.run_id, metrics=[Metric(key, value, now, 0) for key, value in values.items()])
 
     def files(self, paths: Sequence[Path], into: str = "") -> None:
-        client = self._client()
-        for path in paths:
-            if path.is_dir():
-                client.log_artifacts(self.run_id, str(path), "/".join(filter(None, [into, path.name])))
-            elif path.exists():
-                client.log_artifact(self.run_id, str(path), into or None)
+        with reaching(self._uri):
+            for path in filter(Path.exists, paths):
+                self._client().log_artifact(self.run_id, str(path), into or None)
 
     def model(self, folder: Path, card: ModelCard) -> None:
         from pipelines.pyfunc import log_model
 
-        log_model(self._client(), self.run_id, folder, card)
+        with reaching(self._uri):
+            log_model(self._client(), self.run_id, folder, card)
 
     def end(self, status: str, seconds: float | None = None) -> None:
         import mlflow
 
         if not self.run_id:
             return
-        mlflow.flush_async_logging()
-        mlflow.end_run(status)
-        if seconds is not None:
-            self._client().set_terminated(self.run_id, status, end_time=int(seconds * 1000))
+        with reaching(self._uri):
+            mlflow.flush_async_logging()
+            mlflow.end_run(status)
+            if seconds is not None:
+                self._client().set_terminated(self.run_id, status, end_time=int(seconds * 1000))
 
     def _client(self) -> Any:
         from mlflow import MlflowClient
@@ -181,10 +185,17 @@ class MlflowRecorder(Recorder):
         return MlflowClient(self._uri)
 
     def _find_experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
         client = self._client()
         found = client.get_experiment_by_name(self._experiment)
         if found is None:
-            return client.create_experiment(self._experiment, artifact_location=_artifacts_beside(self._uri))
+            try:
+                return client.create_experiment(self._experiment, artifact_location=_artifacts_beside(self._uri))
+            except MlflowException:  # another process was first
+                found = client.get_experiment_by_name(self._experiment)
+                if found is None:
+                    raise
         if found.lifecycle_stage != "active":
             raise UserError(
                 f"{for_people(self._uri)}: experiment {self._experiment!r} is deleted; give another tracking.experiment"

@@ -66,6 +66,9 @@ def find_recorded(config: TrackingConfig, run_id: str) -> tuple[Any, str]:
     """An MLflow run by its id, and the store's address; a UserError when there is none."""
     set_environment()
     uri = tracking_uri(config)
+    missing = UserError(f"{for_people(uri)}: has no run {run_id}; give tracking.uri=<where it is recorded>")
+    if is_unmade(uri):
+        raise missing
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -74,10 +77,13 @@ def find_recorded(config: TrackingConfig, run_id: str) -> tuple[Any, str]:
             return MlflowClient(uri).get_run(run_id), uri
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise UserError(
-                    f"{for_people(uri)}: has no run {run_id}; give tracking.uri=<where it is recorded>"
-                ) from None
+                raise missing from None
             raise
+
+
+def is_unmade(uri: str) -> bool:
+    """Whether the address is that of a SQLite database that MLflow would make on first use."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
 
 
 @contextmanager

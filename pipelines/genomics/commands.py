@@ -80,19 +80,19 @@ def evaluate(root: EvaluateRoot, invocation: Invocation) -> Outcome:
     """A model beside Markov models, on what was held out from it."""
     from domains.genomics import evaluate as evaluation
     from pipelines.genomics.report import draw_contigs
-    from pipelines.jobs import record_elsewhere, write_evaluation
-    from pipelines.places import find_model
+    from pipelines.jobs import track_evaluation, write_evaluation
+    from pipelines.places import find_model, output_folder
     from pipelines.recorder import recorder
 
     place = find_model(root.model, root.tracking)
+    folder = output_folder(root.out or place.evaluation)
     recorder(root.tracking, invocation.domain.name, place.evaluation.parent, continues=True).check()
     store = _training_genome(place, root.data)
     found = evaluation.evaluate(place.folder, store, narrow(EvaluateConfig, root), device=root.device)
     print(found.table())
-    folder = Path(root.out) if root.out else place.evaluation
     plots = {"bits_per_base_by_contig": draw_contigs(found)}
     write_evaluation(folder, found.table(), found.to_dict(), found.metrics(), plots)
-    listener = record_elsewhere(invocation, root.tracking, place, folder)
+    listener = track_evaluation(invocation, root.tracking, place, folder)
     onward = (
         invocation.next(f"predict model={root.model} data.fasta=<other.fa> out=scores/"),
         invocation.next(f"generate model={root.model} out=sample.fa"),
@@ -105,13 +105,14 @@ def predict(root: PredictRoot, invocation: Invocation) -> Outcome:
     from domains.genomics import predict as prediction
     from domains.genomics.model import load_model
     from domains.genomics.train import open_store
-    from pipelines.places import find_model
+    from pipelines.places import find_model, output_folder
 
     place = find_model(root.model, root.tracking)
+    out = output_folder(root.out)
     load_model(place.folder)  # a folder that is none is told before the file is read
     store = open_store(DataConfig(fasta=root.data.fasta, stores=root.data.stores))
     config = PredictConfig(fasta=root.data.fasta, both_strands=root.both_strands, chunk=root.chunk)
-    done = prediction.predict(place.folder, store, Path(root.out), config, device=root.device)
+    done = prediction.predict(place.folder, store, out, config, device=root.device)
     skipped = f", {len(done.skipped)} done before" if done.skipped else ""
     return Outcome(
         f"scores: {done.out} ({len(done.written)} contigs{skipped}; {done.bits_per_base:.4f} bits per base)",
@@ -122,11 +123,11 @@ def predict(root: PredictRoot, invocation: Invocation) -> Outcome:
 def generate(root: GenerateRoot, invocation: Invocation) -> Outcome:
     """Sequences sampled from a model."""
     from domains.genomics import generate as generation
-    from pipelines.places import find_model
+    from pipelines.places import find_model, output_file
 
     place = find_model(root.model, root.tracking)
-    out = generation.generate(place.folder, Path(root.out), narrow(GenerateConfig, root), device=root.device)
-    onward = invocation.next(f"predict model={root.model} data.fasta={out} out={Path(out).stem}-scores/")
+    out = generation.generate(place.folder, output_file(root.out), narrow(GenerateConfig, root), device=root.device)
+    onward = invocation.next(f"predict model={root.model} data.fasta={out} out={out.stem}-scores/")
     return Outcome(f"sequences: {out}", (onward,))
 
 

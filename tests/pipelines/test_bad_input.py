@@ -154,6 +154,36 @@ def test_a_model_that_is_not_there(cli: Cli, workspace: Path, model: str, told: 
     assert told in done.errors[0]
 
 
+def test_looking_for_a_run_makes_no_database(cli: Cli, workspace: Path) -> None:
+    (workspace / "mlflow.db").unlink()
+    before = everything(workspace)
+    assert "sqlite:///mlflow.db: has no run" in cli("evaluate", f"model={'0' * 32}").err
+    assert everything(workspace) == before
+
+
+@pytest.mark.parametrize(
+    ("word", "out", "told"),
+    [
+        ("generate", "no/such/sample.fa", "no/such/sample.fa: there is no folder no/such"),
+        ("generate", "made.fa/sample.fa", "made.fa/sample.fa: there is no folder made.fa"),
+        ("generate", "copied", "copied: is a folder; give the name of the file"),
+        ("predict", "made.fa", "made.fa: is a file; choose a folder"),
+        ("predict", "copied", "copied: holds other files"),
+        ("evaluate", "made.fa", "made.fa: is a file; choose a folder"),
+    ],
+)
+def test_a_place_for_results_that_cannot_be(
+    cli: Cli, workspace: Path, run_folder: Path, word: str, out: str, told: str
+) -> None:
+    before = everything(workspace)
+    extra = ["data.fasta=made.fa"] if word == "predict" else []
+    done = cli(word, f"model={run_folder}", f"out={out}", "device=cpu", *extra)
+    assert done.code == 2
+    assert len(done.errors) == 1
+    assert done.errors[0].startswith(f"error: {told}")
+    assert {path for path in everything(workspace) - before if "stores" not in path.parts} == set()
+
+
 def test_evaluation_wants_the_genome_of_the_training(cli: Cli, workspace: Path, run_folder: Path) -> None:
     Path("other.fa").write_text(Path("made.fa").read_text().replace("ACG", "ACT"))
     done = cli("evaluate", f"model={run_folder}", "data.fasta=other.fa", "device=cpu")

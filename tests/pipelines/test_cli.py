@@ -118,6 +118,11 @@ def fail(root: object, invocation: Invocation) -> Outcome:
         (KeyboardInterrupt(), 130, "interrupted"),
         (PermissionError(13, "Permission denied", "/etc/x"), 2, "error: /etc/x: may not be written or read by you"),
         (OSError(28, "No space left on device", "runs/a"), 2, "error: runs/a: no space is left; make room"),
+        (
+            IsADirectoryError(21, "Is a directory", ".x", None, "x"),
+            2,
+            "error: x: a folder stands where a file is wanted",
+        ),
         (NotADirectoryError(20, "Not a directory", "a/b"), 2, "error: a/b: a file stands where a folder is wanted"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 2, "error: the GPU has too little memory"),
     ],

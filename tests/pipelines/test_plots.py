@@ -1,13 +1,14 @@
 """Plots show what they were given."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines.plots import by_part, save_figure, training_curve
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"step": 1, "time": 0.0, "t": 2.0},
     {"step": 2, "time": 1.0, "t": None},
     {"step": 3, "time": 2.0, "t": 1.8, "v": 1.9},

@@ -131,7 +131,10 @@ def test_catching_up_sends_what_is_missing_once() -> None:
     run = make()
     run.begin({}, {}, started=5.0)
     run.metrics({"a": 1.0}, 1, 10.0)
-    rows = [{"step": 1, "time": 10.0, "a": 1.0, "b": 2.0}, {"step": 2, "time": 11.0, "a": 1.5, "b": None}]
+    rows: list[dict[str, Any]] = [
+        {"step": 1, "time": 10.0, "a": 1.0, "b": 2.0},
+        {"step": 2, "time": 11.0, "a": 1.5, "b": None},
+    ]
     run.catch_up(rows)
     run.catch_up(rows)
     run.end("FINISHED", seconds=60.0)
