@@ -164,8 +164,9 @@ def _backward_blocks(
         grad = grad_y[:, block].to(work)
         if activation:
             grad = torch.ops.aten.silu_backward(grad, _correlate(window, weight, bias))
+        product = torch.empty_like(grad)  # one buffer for all taps stays in cache
         for k in range(width):
-            dw[:, k] += (grad * window[:, k : k + grad.shape[1]]).sum((0, 1))
+            dw[:, k] += torch.mul(grad, window[:, k : k + grad.shape[1]], out=product).sum((0, 1))
         db += grad.sum((0, 1))
         grad = torch.cat([grad, ahead], dim=1)
         dx[:, block] = _correlate(grad, backwards, None)

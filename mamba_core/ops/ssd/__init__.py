@@ -104,7 +104,7 @@ def _(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, d
     g, n = B.shape[2:]
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
     chunks = (l + chunked.CHUNK - 1) // chunked.CHUNK
-    states = x.new_empty(b, chunks, g, n, h // g * p, dtype=work)
+    states = x.new_empty(b, chunks + 1, g, n, h // g * p, dtype=work)
     return x.new_empty(x.shape), x.new_empty(b, h, p, n, dtype=work), states
 
 
