@@ -25,7 +25,7 @@ demo: $(READY)  ## train on the bundled genome (CPU, under 4 minutes) and print 
 	$(BIN)/python -m pipelines.genomics evaluate model=runs/demo/model
 
 test: lint types  ## lint, types and the whole CPU test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .

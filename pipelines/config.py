@@ -32,6 +32,7 @@ class RunConfig:
 
     dir: str | None = None  # None: runs/<domain>-<date>-<time>
     overwrite: bool = False  # replace the run that stands there
+    export: str | None = None  # write the settings to this file, for a machine without Hydra, and train nothing
 
 
 def load(reference: str) -> Any:

@@ -12,6 +12,7 @@ Reading one runs no code from it.
 """
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ def save_model(
     with atomic_folder(folder) as new:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, new / "model.safetensors")
         write_yaml(new / "config.yaml", to_dict(config))
+        shutil.copymode(new / "config.yaml", new / "model.safetensors")  # safetensors makes it the owner's alone
         save_tokenizer(new / "tokenizer.json")
         write_json(new / "data.json", data)
         write_json(new / "metrics.json", metrics)

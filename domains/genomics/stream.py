@@ -22,7 +22,7 @@ class Scored(NamedTuple):
 
 
 def stream_log_probs(
-    model: CausalLM, read: Reader, length: int, *, chunk: int = 65536, reverse: bool = False
+    model: CausalLM, read: Reader, length: int, *, chunk: int = 16384, reverse: bool = False
 ) -> Iterator[Scored]:
     """Log-probability of each base of a sequence given all the bases before it on its strand.
 
@@ -56,7 +56,7 @@ def stream_log_probs(
 
 
 def score_sequence(
-    model: CausalLM, tokens: np.ndarray, *, chunk: int = 65536, both_strands: bool = False
+    model: CausalLM, tokens: np.ndarray, *, chunk: int = 16384, both_strands: bool = False
 ) -> np.ndarray:
     """Scores of a sequence that is in memory: uint8 (l,) -> float32 (l,), nats, NaN where not A, C, G or T.
 

@@ -48,6 +48,8 @@ def train(root: TrainRoot, invocation: Invocation) -> Outcome:
     from pipelines.places import find_run
     from pipelines.recorder import recorder
 
+    if root.run.export is not None:
+        return _export(root, root.run.export, invocation)
     resume = root.resume is not None
     if root.resume is not None:
         run_dir = find_run(root.resume, root.tracking)
@@ -142,6 +144,25 @@ def import_run(root: ImportRunRoot, invocation: Invocation) -> Outcome:
     listener = import_folder(invocation, root.tracking, run_dir, to_dict(run_config(run_dir)), REPORT)
     onward = f"evaluate model={run_dir / 'model'}" if (run_dir / "model").is_dir() else f"train resume={run_dir}"
     return Outcome("\n".join([f"imported: {run_dir}", *listener.where]), (invocation.next(onward), *listener.look))
+
+
+def _export(root: TrainRoot, path: str, invocation: Invocation) -> Outcome:
+    """The settings of a run as a file for a machine that has PyTorch and Lightning but not Hydra, MLflow or polars."""
+    from domains.settings import write_yaml
+    from pipelines.places import output_file
+
+    if root.resume is not None:
+        raise UserError("run.export and resume do not go together; a run folder holds its settings in config.yaml")
+    config = narrow(TrainConfig, root)
+    target = output_file(path)
+    write_yaml(target, to_dict(config))
+    onward = [
+        "copy it to the other machine" + ("" if config.data.store else ", give data.store there a prepared store")
+    ]
+    onward.append(f"python -m domains.genomics.train --config {target} --run-dir <folder>")
+    return Outcome(
+        f"settings: {target}", (*onward, invocation.next("import-run run=<folder>, once the folder is here"))
+    )
 
 
 def _resumed_config(root: TrainRoot, run_dir: Path, invocation: Invocation) -> TrainConfig:

@@ -198,3 +198,18 @@ def test_a_training_whose_record_fails_at_the_end_is_not_lost(
     (run,) = runs(workspace)
     assert list(workspace.glob("mlartifacts/models/*"))
     assert recorded(workspace, run.info.run_id) == measured(Path("one"))
+
+
+def test_settings_travel_to_a_machine_without_hydra(cli: Cli, workspace: Path) -> None:
+    done = cli("train", *TINY, "run.export=train.yaml")
+    assert done.code == 0
+    assert done.out.startswith("settings: train.yaml\n")
+    assert "import-run" in done.out
+    assert not Path("runs").exists()
+    assert training.main(["--config", "train.yaml", "--run-dir", "there", "--no-progress"]) == 0
+    here = cli("train", *TINY, "run.dir=here", "tracking.enabled=false")
+    assert here.code == 0
+    there = Path("there/config.yaml").read_text()
+    assert there == Path("here/config.yaml").read_text()
+    assert Path("there/model/model.safetensors").read_bytes() == Path("here/model/model.safetensors").read_bytes()
+    assert cli("train", *TINY, "run.export=train.yaml", "resume=there").code == 2
