@@ -44,7 +44,7 @@ def describe_hardware(device: torch.device, threads: int = 0) -> dict[str, objec
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "threads": threads or torch.get_num_threads(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
     }
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)

@@ -156,13 +156,12 @@ def _export(root: TrainRoot, path: str, invocation: Invocation) -> Outcome:
     config = narrow(TrainConfig, root)
     target = output_file(path)
     write_yaml(target, to_dict(config))
-    onward = [
-        "copy it to the other machine" + ("" if config.data.store else ", give data.store there a prepared store")
-    ]
-    onward.append(f"python -m domains.genomics.train --config {target} --run-dir <folder>")
-    return Outcome(
-        f"settings: {target}", (*onward, invocation.next("import-run run=<folder>, once the folder is here"))
+    onward = (
+        "copy it and the prepared store (data.store) to the other machine",
+        f"python -m domains.genomics.train --config {target} --run-dir <folder>",
+        invocation.next("import-run run=<folder>"),
     )
+    return Outcome(f"settings: {target}", onward)
 
 
 def _resumed_config(root: TrainRoot, run_dir: Path, invocation: Invocation) -> TrainConfig:
