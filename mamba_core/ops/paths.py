@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-Path = Literal["reference", "chunked"]
+Path = Literal["reference", "chunked", "triton"]
 
 _log = logging.getLogger("mamba_core")
 
@@ -16,14 +16,16 @@ def _announce(op: str, path: str, device: str) -> None:
     _log.info("%s on %s runs the %s path", op, device, path)
 
 
-def choose_path(op: str, device_type: str, forced: Path | None = None) -> Path:
+def choose_path(
+    op: str, device_type: str, forced: Path | None = None, known: tuple[Path, ...] = ("reference", "chunked")
+) -> Path:
     """Return the path that ``op`` takes on a device; ``forced`` wins. The choice is logged once.
 
     Raises:
         ValueError: ``forced`` is not a path of this operation.
     """
-    if forced not in (None, "reference", "chunked"):
-        raise ValueError(f"{op}: unknown path {forced!r}; choose 'reference' or 'chunked'")
+    if forced is not None and forced not in known:
+        raise ValueError(f"{op}: unknown path {forced!r}; choose one of {', '.join(known)}")
     path: Path = forced or "chunked"
     if not torch.compiler.is_compiling():
         _announce(op, path, device_type)

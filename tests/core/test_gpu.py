@@ -44,6 +44,40 @@ def scan_inputs(op: str, length: int) -> dict[str, Tensor]:
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
+def ssd_inputs(batch: int, length: int, heads: int, headdim: int, groups: int, d_state: int) -> dict[str, Tensor]:
+    """Random float64 arguments of ssd, all with gradients."""
+    shapes = {
+        "x": (batch, length, heads, headdim),
+        "dt": (batch, length, heads),
+        "A": (heads,),
+        "B": (batch, length, groups, d_state),
+        "C": (batch, length, groups, d_state),
+        "D": (heads,),
+        "z": (batch, length, heads, headdim),
+        "dt_bias": (heads,),
+        "initial_state": (batch, heads, headdim, d_state),
+    }
+    tensors = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    tensors["A"] = -tensors["A"].exp()
+    return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("length", [1, 63, 257, 4097])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
+def test_ssd_triton(length: int, packed: bool, dtype: torch.dtype, tolerance: float) -> None:
+    """x, dt, B, C and z in ``dtype``; the exact side gets the same rounded numbers."""
+    exact = ssd_inputs(2, length, 4, 64, 1, 128)
+    rounded = ("x", "dt", "B", "C", "z")
+    low = {n: t.detach().to("cuda", dtype if n in rounded else torch.float32) for n, t in exact.items()}
+    exact = {n: t.double().cpu().requires_grad_() for n, t in low.items()}
+    seq_idx = pack(length) if packed else None
+    want = gradients(ssd, exact, seq_idx=seq_idx, path="chunked")
+    there = None if seq_idx is None else seq_idx.cuda()
+    got = gradients(ssd, {n: t.requires_grad_() for n, t in low.items()}, seq_idx=there, path="triton")
+    assert_same(want, {n: t.cpu() for n, t in got.items()}, tolerance)
+
+
 @pytest.mark.parametrize("op", ["ssd", "selective_scan"])
 @pytest.mark.parametrize("length", [1, 63, 257, 1000])
 @pytest.mark.parametrize("packed", [False, True])

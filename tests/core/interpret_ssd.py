@@ -1,0 +1,39 @@
+"""The Triton kernels of ssd on a CPU, against the float64 reference; run by test_triton.py in a process of its own.
+
+Triton decides at import whether it interprets, so this cannot share a process with anything that compiles.
+"""
+
+import itertools
+import sys
+import warnings
+
+import torch
+
+from mamba_core.ops.ssd import ssd
+from tests.core.helpers import assert_same, gradients, pack
+from tests.core.test_gpu import ssd_inputs
+
+SHAPES = [  # batch, length, heads, headdim, groups, d_state
+    (2, 1, 2, 16, 1, 16),
+    (1, 63, 4, 20, 2, 24),
+    (2, 257, 2, 16, 1, 16),
+    (1, 300, 2, 32, 1, 130),
+]
+
+
+def main() -> int:
+    warnings.simplefilter("ignore", RuntimeWarning)  # masked-out lanes overflow in numpy
+    torch.manual_seed(0)
+    for shape, packed, limit in itertools.product(SHAPES, (False, True), ((0.0, float("inf")), (0.2, 0.8))):
+        arguments = ssd_inputs(*shape)
+        seq_idx = pack(shape[1], shape[0]) if packed else None
+        want = gradients(ssd, arguments, seq_idx=seq_idx, dt_limit=limit, path="reference")
+        low = {name: tensor.detach().float().requires_grad_() for name, tensor in arguments.items()}
+        got = gradients(ssd, low, seq_idx=seq_idx, dt_limit=limit, path="triton")
+        assert_same(want, got, 2e-4)
+        print(f"{shape} packed={packed} limit={limit}: same", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
