@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mamba_core.blocks import Block, RMSNorm
 from mamba_core.mixers import Mamba1Config, Mamba2Config, Mixer, MixerConfig
+from mamba_core.mixers.base import check_sizes
 from mamba_core.state import State
 
 
@@ -52,6 +53,9 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
+        check_sizes("backbone", d_model=config.d_model, n_layers=config.n_layers)
+        if config.norm_eps < 0:
+            raise ValueError(f"backbone.norm_eps={config.norm_eps}: must not be negative")
         self.config = config
         self.layers = nn.ModuleList(
             Block(config.d_model, config.build_mixer(i), config.norm_eps) for i in range(config.n_layers)
@@ -79,6 +83,12 @@ class Backbone(nn.Module):
         for name, block in self.blocks():
             x, after[name] = block.step(x, state.child(name))
         return self.norm(x), State.nest(after)
+
+    def step_(self, x: Tensor, state: State) -> Tensor:
+        """As :meth:`step`, to the bit, but ``state`` is overwritten in place and keeps its storage."""
+        x, after = self.step(x, state)
+        state.copy_(after)
+        return x
 
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
         """The state before any token."""

@@ -43,8 +43,7 @@ class CausalLM(nn.Module):
     def step_(self, tokens: Tensor, state: State) -> Tensor:
         """As :meth:`step`, to the bit, but ``state`` is overwritten in place and keeps its storage."""
         logits, after = self.step(tokens, state)
-        for name, tensor in state.items():
-            tensor.copy_(after[name])
+        state.copy_(after)
         return logits
 
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:

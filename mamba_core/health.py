@@ -17,7 +17,7 @@ def _mixers(model: nn.Module) -> list[Mixer]:
 
 
 class HealthProbe:
-    """Watches one forward pass of a model: the largest \\|state\\| and the quantiles of dt, layer by layer.
+    """Watches one forward pass of a model: the largest final \\|state\\| and the quantiles of dt, layer by layer.
 
     ::
 

@@ -76,6 +76,11 @@ class State(Mapping[str, Tensor]):
         """A copy with its own memory."""
         return self.map(Tensor.clone)
 
+    def copy_(self, other: "State") -> None:
+        """Overwrite every tensor in place with that of ``other``; storage and names stay."""
+        for name, tensor in self.items():
+            tensor.copy_(other[name])
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write to a safetensors file."""
         save_file({name: tensor.detach().contiguous().clone() for name, tensor in self.items()}, path)

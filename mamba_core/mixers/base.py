@@ -46,6 +46,12 @@ class Mixer(nn.Module, ABC):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Mix one token of each row, x (b, d_model), in constant time: equals :meth:`forward` on one token."""
 
+    def step_(self, x: Tensor, state: State) -> Tensor:
+        """As :meth:`step`, to the bit, but ``state`` is overwritten in place and keeps its storage."""
+        y, after = self.step(x, state)
+        state.copy_(after)
+        return y
+
     @abstractmethod
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
         """The state before any token: float32 (float64 for a float64 model), zeros."""
@@ -53,6 +59,20 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def time_steps(self, x: Tensor) -> Tensor:
         """The time steps dt that the mixer chooses on x (b, l, d_model), for inspection: (b, l, heads or channels)."""
+
+
+def check_sizes(where: str, **sizes: float) -> None:
+    """A ValueError that names the first of the sizes that is not at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{where}.{name}={size}: must be at least 1")
+
+
+def check_ranges(where: str, **ranges: tuple[float, float]) -> None:
+    """A ValueError that names the first range that is not (low, high) with 0 < low <= high."""
+    for name, (low, high) in ranges.items():
+        if not 0 < low <= high:
+            raise ValueError(f"{where}.{name}={[low, high]}: must be [low, high] with 0 < low <= high")
 
 
 class MixerConfig(Protocol):
@@ -71,16 +91,13 @@ def resume(state: State, seq_idx: Tensor | None) -> tuple[State, Tensor]:
     if seq_idx is None:
         return state, state["seq_idx"].clamp(min=0)  # a sequence without indices is document 0
     first, last = first_and_last_index(seq_idx, default=state["seq_idx"])
-    same = first == state["seq_idx"]
+    ended = first != state["seq_idx"]
     kept = {
-        name: tensor * same.view(-1, *[1] * (tensor.ndim - 1)) for name, tensor in state.items() if name != "seq_idx"
+        name: tensor.masked_fill(ended.view(-1, *[1] * (tensor.ndim - 1)), 0.0)
+        for name, tensor in state.items()
+        if name != "seq_idx"
     }
     return State({**kept, "seq_idx": state["seq_idx"]}), last
-
-
-def state_dtype(weight: Tensor) -> torch.dtype:
-    """States are float32 at rest, float64 in a float64 model."""
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def init_dt_bias(size: int, dt_min: float, dt_max: float, dt_floor: float) -> Tensor:
@@ -91,7 +108,11 @@ def init_dt_bias(size: int, dt_min: float, dt_max: float, dt_floor: float) -> Te
 
 
 def conv_step(x: Tensor, tail: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """One token of the causal convolution with silu: x (b, c), tail (b, width - 1, c), weight (c, width)."""
+    """One token of the causal convolution with silu: x (b, c), tail (b, width - 1, c), weight (c, width).
+
+    Returns:
+        y (b, c) and the new tail, both in the tail's dtype.
+    """
     window = torch.cat([tail, x.to(tail.dtype)[:, None]], dim=1)
     y = torch.addcmul(bias.to(tail.dtype), window[:, -1], weight[:, -1].to(tail.dtype))
     for k in range(weight.shape[1] - 1):

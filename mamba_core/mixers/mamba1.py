@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_core.mixers.base import Capabilities, Mixer, conv_step, init_dt_bias, resume, state_dtype
+from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, conv_step, init_dt_bias, resume
+from mamba_core.ops.arguments import check_limit, working_dtype
 from mamba_core.ops.causal_conv1d import causal_conv1d
 from mamba_core.ops.selective_scan import selective_scan
 from mamba_core.state import State
@@ -41,6 +42,9 @@ class Mamba1(Mixer):
 
     def __init__(self, d_model: int, config: Mamba1Config):
         super().__init__()
+        check_sizes("mamba1", d_state=config.d_state, expand=config.expand, d_conv=config.d_conv)
+        check_ranges("mamba1", dt_range=config.dt_range)
+        check_limit("mamba1", config.dt_limit)
         self.config = config
         self.d_inner = config.expand * d_model
         self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
@@ -80,18 +84,18 @@ class Mamba1(Mixer):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         inner, z = self.in_proj(x).chunk(2, dim=-1)
         inner, conv = conv_step(inner, state["conv"], self.conv_weight, self.conv_bias)
-        dt, B, C = self._select(inner)
+        dt, B, C = self._select(inner.to(z.dtype))
         dt = F.softplus(dt.to(inner.dtype) + self.dt_bias).clamp(*self.config.dt_limit)  # (b, d)
         decay = torch.exp(dt[..., None] * self._A())  # (b, d, n)
         ssm = torch.addcmul(state["ssm"] * decay, (dt * inner)[..., None], B.to(inner.dtype)[:, None])
         y = (ssm @ C.to(inner.dtype)[..., None]).squeeze(-1)
         y = torch.addcmul(y, inner, self.D) * F.silu(z.to(inner.dtype))
         new = State({"conv": conv, "ssm": ssm, "seq_idx": state["seq_idx"].clamp(min=0)})
-        return self.out_proj(y), new
+        return self.out_proj(y.to(z.dtype)), new
 
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
         device = device or self.A_log.device
-        dtype = state_dtype(self.A_log)
+        dtype = working_dtype(self.A_log)
         return State(
             {
                 "conv": torch.zeros(batch, self.config.d_conv - 1, self.d_inner, dtype=dtype, device=device),

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_core.mixers.base import Capabilities, Mixer, conv_step, init_dt_bias, resume, state_dtype
+from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, conv_step, init_dt_bias, resume
+from mamba_core.ops.arguments import check_limit, working_dtype
 from mamba_core.ops.causal_conv1d import causal_conv1d
 from mamba_core.ops.gated_rms_norm import gated_rms_norm
 from mamba_core.ops.ssd import ssd
@@ -44,6 +45,16 @@ class Mamba2(Mixer):
 
     def __init__(self, d_model: int, config: Mamba2Config, norm_eps: float = 1e-5):
         super().__init__()
+        check_sizes(
+            "mamba2",
+            d_state=config.d_state,
+            expand=config.expand,
+            d_conv=config.d_conv,
+            headdim=config.headdim,
+            groups=config.groups,
+        )
+        check_ranges("mamba2", dt_range=config.dt_range, A_range=config.A_range)
+        check_limit("mamba2", config.dt_limit)
         self.config = config
         self.norm_eps = norm_eps
         self.d_inner = config.expand * d_model
@@ -97,11 +108,11 @@ class Mamba2(Mixer):
         ssm = torch.addcmul(state["ssm"] * decay, (inner * dt[..., None])[..., None], B[:, :, None])
         y = torch.addcmul((ssm @ C[..., None]).squeeze(-1), inner, self.D[:, None])
         new = State({"conv": conv, "ssm": ssm, "seq_idx": state["seq_idx"].clamp(min=0)})
-        return self._out(y.flatten(-2), z), new
+        return self._out(y.flatten(-2).to(z.dtype), z), new
 
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
         device = device or self.A_log.device
-        dtype = state_dtype(self.A_log)
+        dtype = working_dtype(self.A_log)
         config = self.config
         return State(
             {

@@ -28,6 +28,16 @@ def test_chunked_equals_reference(length: int, packed: bool, width: int, monkeyp
     assert_same(*results)
 
 
+def test_padding_may_hold_anything() -> None:
+    arguments, seq_idx = inputs(40), pack(40)
+    want = gradients(causal_conv1d, arguments, seq_idx=seq_idx)
+    with torch.no_grad():
+        arguments["x"][seq_idx < 0] = float("nan")
+    got = gradients(causal_conv1d, arguments, seq_idx=seq_idx)
+    assert all(tensor.isfinite().all() for tensor in got.values())
+    assert_same(want, got)
+
+
 def test_float32_takes_the_library_path() -> None:
     arguments = {name: tensor.detach().float().requires_grad_() for name, tensor in inputs(257).items()}
     exact = {name: tensor.detach().double().requires_grad_() for name, tensor in arguments.items()}

@@ -63,6 +63,31 @@ def test_step_in_place_equals_step_to_the_bit(mixer: str) -> None:
     assert {name: tensor.data_ptr() for name, tensor in fixed.items()} == storage
 
 
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_layers_step_in_place_too(mixer: str) -> None:
+    backbone = model(mixer).float().backbone
+    x = torch.randn(2, 16)
+    with torch.no_grad():
+        for layer in (backbone, backbone.layers[0].mixer):
+            state = layer.init_state(2)
+            want, after = layer.step(x, state)
+            assert torch.equal(layer.step_(x, state), want)
+            assert largest_difference(state, after) == 0
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_bfloat16_model_steps_as_it_runs(mixer: str) -> None:
+    lm, words = model(mixer).bfloat16(), tokens(6)
+    with torch.no_grad():
+        want, _ = lm(words)
+        state, logits = lm.init_state(2), []
+        for t in range(6):
+            out, state = lm.step(words[:, t], state)
+            logits.append(out)
+    assert state["layers.0.ssm"].dtype == torch.float32
+    assert (torch.stack(logits, dim=1) - want).float().norm() < 3e-2 * want.float().norm()
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.sampled_from(MIXERS), st.lists(st.integers(1, 40), min_size=2, max_size=4))
 def test_any_split_equals_the_whole(mixer: str, lengths: list[int]) -> None:
@@ -123,6 +148,15 @@ def test_a_call_continues_its_document_and_clears_another(mixer: str) -> None:
     assert (second[0] - whole[0, 12:]).abs().max() < 1e-10
     assert (second[1] - fresh[0]).abs().max() < 1e-10
     assert state["layers.0.seq_idx"].tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_spoilt_document_ends_with_its_row(mixer: str) -> None:
+    lm, words = model(mixer), tokens(8)
+    _, state = lm(words, seq_idx=torch.zeros(2, 8, dtype=torch.int64))
+    spoilt = state.map(lambda t: t.detach() * float("nan") if t.is_floating_point() else t)
+    logits, _ = lm(words, spoilt, seq_idx=torch.ones(2, 8, dtype=torch.int64))
+    assert (logits - lm(words)[0]).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -191,6 +225,25 @@ def test_initialisation_follows_the_papers() -> None:
         assert (mixer.D == 1).all()
     bound = 1 / math.sqrt(512) / math.sqrt(4)
     assert 0.9 * bound < first.out_proj.weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("backbone", "named"),
+    [
+        (BackboneConfig(d_model=0), "backbone.d_model"),
+        (BackboneConfig(n_layers=0), "backbone.n_layers"),
+        (BackboneConfig(norm_eps=-1.0), "backbone.norm_eps"),
+        (BackboneConfig(mamba2=Mamba2Config(d_state=0)), "mamba2.d_state"),
+        (BackboneConfig(mamba2=Mamba2Config(headdim=0)), "mamba2.headdim"),
+        (BackboneConfig(mamba2=Mamba2Config(A_range=(-1.0, 2.0))), "mamba2.A_range"),
+        (BackboneConfig(mamba2=Mamba2Config(dt_limit=(2.0, 1.0))), "dt_limit"),
+        (BackboneConfig(pattern=["mamba1"], mamba1=Mamba1Config(d_conv=0)), "mamba1.d_conv"),
+        (BackboneConfig(pattern=["mamba1"], mamba1=Mamba1Config(dt_range=(0.0, 1.0))), "mamba1.dt_range"),
+    ],
+)
+def test_nonsense_sizes_are_named(backbone: BackboneConfig, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        backbone.build()
 
 
 def test_bad_sizes_and_names_are_refused() -> None:

@@ -143,11 +143,49 @@ def test_opcheck(packed: bool) -> None:
     torch.library.opcheck(torch.ops.mamba_core.ssd.default, (*arguments.values(), seq_idx, True, 0.0, float("inf")))
 
 
-def test_shapes_are_checked() -> None:
+def test_padding_may_hold_anything() -> None:
+    arguments, seq_idx = inputs(70), pack(70)
+    with torch.no_grad():
+        for name in ("x", "dt", "B", "C"):
+            arguments[name][seq_idx < 0] = float("nan")
+    arguments.pop("z")
+    clean = inputs(70)
+    clean.pop("z")
+    want = gradients(ssd, clean, seq_idx=seq_idx, path="chunked")
+    got = gradients(ssd, arguments, seq_idx=seq_idx, path="chunked")
+    assert all(tensor.isfinite().all() for tensor in got.values())
+    assert_same(want, got)
+
+
+def test_a_huge_step_costs_the_steps_behind_it_no_digits() -> None:
+    arguments = inputs(200)
+    with torch.no_grad():
+        arguments["A"].fill_(-16.0)
+        arguments["dt"] -= 4
+        arguments["dt"][:, 5] = 2000.0
+        arguments["dt_bias"].zero_()
+    want = gradients(ssd, arguments, path="reference")
+    low = {name: tensor.detach().float().requires_grad_() for name, tensor in arguments.items()}
+    assert_same({"y": want["output 0"]}, {"y": gradients(ssd, low)["output 0"]}, 2e-6)
+
+
+@pytest.mark.parametrize("name", ["dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state", "seq_idx"])
+def test_shapes_are_checked(name: str) -> None:
+    arguments = inputs(5) | {"seq_idx": torch.zeros(2, 5, dtype=torch.int64)}
+    wrong = arguments[name][..., :1] if name not in ("B", "C") else arguments[name][:, :1]
+    with pytest.raises(ValueError, match=name):
+        ssd(**arguments | {name: wrong})
+
+
+def test_nonsense_is_refused() -> None:
     arguments = inputs(5)
-    for name, wrong in {"dt": "dt", "B": "B", "initial_state": "initial_state"}.items():
-        bad = arguments | {name: arguments[name][:, :1]}
-        with pytest.raises(ValueError, match=wrong):
-            ssd(**bad)
     with pytest.raises(ValueError, match="no token"):
         ssd(**{name: t[:, :0] if name in ("x", "dt", "B", "C", "z") else t for name, t in arguments.items()})
+    with pytest.raises(ValueError, match="integers"):
+        ssd(**arguments, seq_idx=torch.zeros(2, 5))
+    with pytest.raises(ValueError, match="dt_limit"):
+        ssd(**arguments, dt_limit=(2.0, 1.0))
+    with pytest.raises(ValueError, match="divide"):
+        ssd(**inputs(5, groups=3))
+    with pytest.raises(ValueError, match="unknown path"):
+        ssd(**arguments, path="fast")

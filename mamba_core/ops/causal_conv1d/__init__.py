@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mamba_core.ops import paths
+from mamba_core.ops.arguments import Wanted, check_arguments, check_extent, working_dtype
 from mamba_core.ops.causal_conv1d import chunked
 from mamba_core.ops.causal_conv1d.reference import causal_conv1d_reference
 
@@ -36,16 +37,19 @@ def causal_conv1d(
         y: (b, l, c) in x's dtype, and the final tail (b, width - 1, c) in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes that do not belong together, or a path that does not exist.
+        ValueError: shapes, dtypes or devices that do not belong together, an empty sequence, or a path that does not
+            exist.
     """
     b, l, c = x.shape
-    if l == 0:
-        raise ValueError("causal_conv1d: the sequence has no token")
-    if weight.shape[0] != c:
-        raise ValueError(f"causal_conv1d: {c} channels want weight ({c}, width), got {tuple(weight.shape)}")
-    if initial_state is not None and initial_state.shape != (b, weight.shape[1] - 1, c):
-        wanted = (b, weight.shape[1] - 1, c)
-        raise ValueError(f"causal_conv1d: initial_state must be {wanted}, got {tuple(initial_state.shape)}")
+    width = weight.shape[-1]
+    check_extent("causal_conv1d", b, l)
+    wanted: Wanted = {
+        "weight": (weight, (c, width)),
+        "bias": (bias, (c,)),
+        "initial_state": (initial_state, (b, width - 1, c)),
+        "seq_idx": (seq_idx, (b, l)),
+    }
+    check_arguments("causal_conv1d", x.device, wanted)
     if paths.choose_path("causal_conv1d", x.device.type, path) == "reference":
         return causal_conv1d_reference(x, weight, bias, initial_state, seq_idx, activation=activation)
     return _causal_conv1d(x, weight, bias, initial_state, seq_idx, activation)
@@ -63,14 +67,10 @@ def _causal_conv1d(
     return chunked.forward(x, weight, bias, initial_state, seq_idx, activation)
 
 
-def _state_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 @_causal_conv1d.register_fake
 def _(x, weight, bias, initial_state, seq_idx, activation):  # type: ignore[no-untyped-def]
     b, _, c = x.shape
-    return x.new_empty(x.shape), x.new_empty(b, weight.shape[1] - 1, c, dtype=_state_dtype(x))
+    return x.new_empty(x.shape), x.new_empty(b, weight.shape[1] - 1, c, dtype=working_dtype(x))
 
 
 @torch.library.custom_op("mamba_core::causal_conv1d_backward", mutates_args=())
@@ -90,7 +90,7 @@ def _causal_conv1d_backward(
 
 @_causal_conv1d_backward.register_fake
 def _(grad_y, grad_final, x, weight, bias, initial_state, seq_idx, activation):  # type: ignore[no-untyped-def]
-    work = _state_dtype(x)
+    work = working_dtype(x)
     return (
         x.new_empty(x.shape),
         weight.new_empty(weight.shape),

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_core.ops.arguments import working_dtype
 from mamba_core.ops.packing import document_runs
 
 # Elements of a block: 1 MB stays in a CPU core's cache; a GPU wants large launches.
@@ -21,10 +22,6 @@ def _blocks(x: Tensor) -> list[slice]:
     b, l, c = x.shape
     step = max(1, BLOCK_ELEMENTS.get(x.device.type, BLOCK_ELEMENTS["cuda"]) // (b * c))
     return [slice(start, min(start + step, l)) for start in range(0, l, step)]
-
-
-def _working(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _with_tail(x: Tensor, tail: Tensor | None, width: int, work: torch.dtype) -> Tensor:
@@ -83,12 +80,13 @@ class _Taps:
     @staticmethod
     def read(padded: Tensor, tap: tuple[Tensor, Tensor]) -> Tensor:
         index, same = tap
-        return padded.gather(1, index[..., None].expand(-1, -1, padded.shape[2])) * same[..., None]
+        found = padded.gather(1, index[..., None].expand(-1, -1, padded.shape[2]))
+        return found.masked_fill(~same[..., None], 0.0)  # not a product: 0 times infinity is not 0
 
     @staticmethod
     def write(grad_padded: Tensor, tap: tuple[Tensor, Tensor], grad: Tensor) -> None:
         index, same = tap
-        grad_padded.scatter_add_(1, index[..., None].expand_as(grad), grad * same[..., None])
+        grad_padded.scatter_add_(1, index[..., None].expand_as(grad), grad.masked_fill(~same[..., None], 0.0))
 
 
 def _packed(padded: Tensor, weight: Tensor, bias: Tensor | None, taps: _Taps) -> Tensor:
@@ -106,13 +104,13 @@ def forward(
     activation: bool,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (b, l, c) and the final tail (b, width - 1, c)."""
-    width, work = weight.shape[1], _working(x)
+    width, work = weight.shape[1], working_dtype(x)
     padded = _with_tail(x, initial_state, width, work)
     weight, bias = weight.to(work), None if bias is None else bias.to(work)
     if seq_idx is not None:
         taps = _Taps(seq_idx, width)
         y = _packed(padded, weight, bias, taps)
-        y = (F.silu(y) if activation else y) * taps.real[..., None]
+        y = (F.silu(y) if activation else y).masked_fill(~taps.real[..., None], 0.0)
         tail = torch.cat([_Taps.read(padded, tap) for tap in taps.tail], dim=1) if taps.tail else padded[:, :0].clone()
         return y.to(x.dtype), tail
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -133,7 +131,7 @@ def backward(
     activation: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (in its dtype), and of weight, bias and the initial state in the working dtype."""
-    work = _working(x)
+    work = working_dtype(x)
     padded = _with_tail(x, initial_state, weight.shape[1], work)
     weight, bias = weight.to(work), None if bias is None else bias.to(work)
     grad_final = grad_final.to(work)
@@ -191,14 +189,17 @@ def _backward_packed(
     activation: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     width = weight.shape[1]
-    grad = grad * taps.real[..., None]
     if activation:
         grad = torch.ops.aten.silu_backward(grad, _packed(padded, weight, bias, taps))
+    grad = grad.masked_fill(~taps.real[..., None], 0.0)
     grad_padded = torch.zeros_like(padded)
     for k, tap in enumerate(taps.tokens):
         _Taps.write(grad_padded, tap, grad * weight[:, k])
     for k, tap in enumerate(taps.tail):
         _Taps.write(grad_padded, tap, grad_final[:, k : k + 1])
-    dw = torch.stack([(grad * _Taps.read(padded, tap)).sum((0, 1)) for tap in taps.tokens], dim=1)
+    padding = ~taps.real[..., None]
+    dw = torch.stack(
+        [(grad * _Taps.read(padded, tap).masked_fill(padding, 0.0)).sum((0, 1)) for tap in taps.tokens], dim=1
+    )
     dx = grad_padded[:, width - 1 :].to(x.dtype).clone()
     return dx, dw, grad.sum((0, 1)), grad_padded[:, : width - 1].clone()

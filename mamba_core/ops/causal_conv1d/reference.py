@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_core.ops.arguments import working_dtype
 from mamba_core.ops.packing import document_runs
 
 
@@ -19,7 +20,7 @@ def causal_conv1d_reference(
     """Same arguments and results as :func:`mamba_core.ops.causal_conv1d`; differentiable by autograd."""
     batch, length, channels = x.shape
     width = weight.shape[1]
-    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    work = working_dtype(x)
     x_, weight = x.to(work), weight.to(work)
     tail = x_.new_zeros(batch, width - 1, channels) if initial_state is None else initial_state.to(work)
     if seq_idx is not None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_core.ops.arguments import working_dtype
+
 # Elements of a block: 1 MB stays in a CPU core's cache; a GPU wants large launches.
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 
@@ -23,10 +25,6 @@ def _block(x: Tensor) -> int:
     return max(1, BLOCK_ELEMENTS.get(x.device.type, BLOCK_ELEMENTS["cuda"]) // x.shape[-1])
 
 
-def _working(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _inverse_rms(u: Tensor, eps: float, group: int) -> Tensor:
     """(rows, c) -> (rows, groups, 1)."""
     return u.unflatten(-1, (-1, group)).square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
@@ -34,7 +32,7 @@ def _inverse_rms(u: Tensor, eps: float, group: int) -> Tensor:
 
 def forward(x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group: int) -> Tensor:
     """y in x's dtype and shape."""
-    work = _working(x)
+    work = working_dtype(x)
     weight = weight.to(work)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows_x, rows_z, rows_y = _rows(x), None if z is None else _rows(z), _rows(y)
@@ -53,7 +51,7 @@ def backward(
     grad_y: Tensor, x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, z (empty without a gate) and weight; x's and z's in their dtypes."""
-    work = _working(x)
+    work = working_dtype(x)
     weight = weight.to(work)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dz = torch.empty(0 if z is None else z.shape, dtype=x.dtype if z is None else z.dtype, device=x.device)

@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_core.ops.arguments import working_dtype
+
 
 def gated_rms_norm_reference(
     x: Tensor, z: Tensor | None, weight: Tensor, eps: float = 1e-5, group_size: int | None = None
 ) -> Tensor:
     """Same arguments and result as :func:`mamba_core.ops.gated_rms_norm`; differentiable by autograd."""
-    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    work = working_dtype(x)
     u = x.to(work)
     if z is not None:
         u = u * F.silu(z.to(work))

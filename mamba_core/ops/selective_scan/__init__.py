@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from mamba_core.ops import paths
+from mamba_core.ops.arguments import Wanted, check_arguments, check_extent, check_limit, working_dtype
 from mamba_core.ops.selective_scan import chunked
 from mamba_core.ops.selective_scan.reference import selective_scan_reference
-from mamba_core.ops.selective_scan.tokens import work_dtype
 
 __all__ = ["selective_scan"]
 
@@ -62,9 +62,8 @@ def selective_scan(
             an interval of non-negative numbers, or a path that does not exist.
     """
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    check_limit("selective_scan", dt_limit)
     low, high = dt_limit
-    if not 0 <= low <= high:
-        raise ValueError(f"selective_scan: dt_limit must be (low, high) with 0 <= low <= high, got {dt_limit}")
     if paths.choose_path("selective_scan", x.device.type, path) == "reference":
         return selective_scan_reference(
             x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus=dt_softplus, dt_limit=dt_limit
@@ -95,12 +94,11 @@ def _check(
         )
     batch, length, channels = x.shape
     n, groups = A.shape[1], B.shape[2]
-    if length == 0:
-        raise ValueError("selective_scan: the sequence has no token")
+    check_extent("selective_scan", batch, length)
     if groups == 0 or channels % groups:
         raise ValueError(f"selective_scan: the {groups} groups of B and C must divide the {channels} channels of x")
     sequence, weights, vector = (batch, length, channels), (batch, length, groups, n), (channels,)
-    wanted: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+    wanted: Wanted = {
         "x": (x, sequence),
         "dt": (dt, sequence),
         "A": (A, (channels, n)),
@@ -112,18 +110,7 @@ def _check(
         "initial_state": (initial_state, (batch, channels, n)),
         "seq_idx": (seq_idx, (batch, length)),
     }
-    for name, (tensor, shape) in wanted.items():
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(f"selective_scan: {name} must be {shape} beside x, A and B; got {tuple(tensor.shape)}")
-        if tensor.device != x.device:
-            raise ValueError(f"selective_scan: {name} is on {tensor.device}, x on {x.device}")
-        if name == "seq_idx":
-            if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-                raise ValueError(f"selective_scan: seq_idx must hold integers, got {tensor.dtype}")
-        elif not tensor.is_floating_point():
-            raise ValueError(f"selective_scan: {name} must be of a real floating dtype, got {tensor.dtype}")
+    check_arguments("selective_scan", x.device, wanted)
 
 
 @torch.library.custom_op("mamba_core::selective_scan", mutates_args=())
@@ -152,7 +139,7 @@ def _selective_scan(
 def _(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, dt_max, chunks, steps):  # type: ignore[no-untyped-def]
     batch, length, channels = x.shape
     groups, n = B.shape[2:]
-    work, size = work_dtype(x), chunks * steps
+    work, size = working_dtype(x), chunks * steps
     borders = x.new_empty((length + size - 1) // size, batch, groups, n, channels // groups, dtype=work)
     return x.new_empty(x.shape), x.new_empty(batch, channels, n, dtype=work), borders
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_core.ops.arguments import working_dtype
 from mamba_core.ops.packing import document_runs
 
 
@@ -24,7 +25,7 @@ def selective_scan_reference(
 ) -> tuple[Tensor, Tensor]:
     """Same arguments and results as :func:`mamba_core.ops.selective_scan`; differentiable by autograd."""
     batch, length, channels = x.shape
-    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    work = working_dtype(x)
     x_, dt, A = x.to(work), dt.to(work), A.to(work)
     B = B.to(work).repeat_interleave(channels // B.shape[2], dim=2)  # (b, l, d, n)
     C = C.to(work).repeat_interleave(channels // C.shape[2], dim=2)

@@ -8,12 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_core.ops.arguments import working_dtype
 from mamba_core.ops.packing import document_runs
-
-
-def work_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of the arithmetic and of the states."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def mask(t: Tensor, pad: Tensor | None) -> Tensor:
@@ -68,7 +64,7 @@ class Tokens:
         limit: tuple[float, float],
     ):
         self.x, self.dt, self.B, self.C, self.z = x, dt, B, C, z
-        self.work = work_dtype(x)
+        self.work = working_dtype(x)
         self.D = None if D is None else D.to(self.work)
         self.dt_bias = None if dt_bias is None else dt_bias.to(self.work)
         self.softplus, self.limit = softplus, limit

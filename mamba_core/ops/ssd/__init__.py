@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_core.ops import paths
+from mamba_core.ops.arguments import Wanted, check_arguments, check_extent, check_limit
 from mamba_core.ops.ssd import operators
 from mamba_core.ops.ssd.reference import ssd_reference
 
@@ -42,7 +43,8 @@ def ssd(
         D: (h,) skip weight. dt_bias: (h,).
         z: (b, l, h, p) gate.
         initial_state: (b, h, p, n); zeros when None. It belongs to the first document of the row.
-        seq_idx: (b, l) integer document index; the state does not cross a change, -1 is padding (y = 0, state kept).
+        seq_idx: (b, l) integer document index; the state does not cross a change, -1 is padding (y = 0, state kept,
+            whatever stands there). An infinite value in a document may spoil others that share a chunk with it.
         dt_softplus: whether dt goes through softplus.
         dt_limit: smallest and largest time step.
         path: force "chunked", "reference", or "triton" (CUDA, fp32, bf16 and fp16, headdim up to 64 where d_state
@@ -53,9 +55,11 @@ def ssd(
         are differentiable in every floating argument. The work is done in float32 (float64).
 
     Raises:
-        ValueError: shapes that do not belong together, or a path that does not exist.
+        ValueError: shapes, dtypes or devices that do not belong together, an empty sequence, a dt_limit that is not
+            an interval of non-negative numbers, or a path that does not exist.
     """
-    _check(x, dt, A, B, C, initial_state)
+    _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    check_limit("ssd", dt_limit)
     chosen = paths.choose_path("ssd", x.device.type, path, ("reference", "chunked", "triton"))
     if chosen == "reference":
         return ssd_reference(
@@ -69,13 +73,35 @@ def ssd(
     return y, final_state
 
 
-def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None) -> None:
+def _check(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+) -> None:
+    if x.ndim != 4 or B.ndim != 4:
+        raise ValueError(f"ssd: x must be (b, l, h, p), B and C (b, l, g, n); got {tuple(x.shape)}, {tuple(B.shape)}")
     b, l, h, p = x.shape
-    if l == 0:
-        raise ValueError("ssd: the sequence has no token")
-    if dt.shape != (b, l, h) or A.shape != (h,):
-        raise ValueError(f"ssd: x {tuple(x.shape)} wants dt {(b, l, h)} and A {(h,)}; got {dt.shape} and {A.shape}")
-    if B.shape != C.shape or B.shape[:2] != (b, l) or h % B.shape[2]:
-        raise ValueError(f"ssd: B {tuple(B.shape)} and C {tuple(C.shape)} must be (b, l, groups dividing {h}, n)")
-    if initial_state is not None and initial_state.shape != (b, h, p, B.shape[3]):
-        raise ValueError(f"ssd: initial_state must be {(b, h, p, B.shape[3])}, got {tuple(initial_state.shape)}")
+    g, n = B.shape[2:]
+    check_extent("ssd", b, l)
+    if g == 0 or h % g:
+        raise ValueError(f"ssd: the {g} groups of B and C must divide the {h} heads of x")
+    wanted: Wanted = {
+        "x": (x, (b, l, h, p)),
+        "dt": (dt, (b, l, h)),
+        "A": (A, (h,)),
+        "B": (B, (b, l, g, n)),
+        "C": (C, (b, l, g, n)),
+        "D": (D, (h,)),
+        "z": (z, (b, l, h, p)),
+        "dt_bias": (dt_bias, (h,)),
+        "initial_state": (initial_state, (b, h, p, n)),
+        "seq_idx": (seq_idx, (b, l)),
+    }
+    check_arguments("ssd", x.device, wanted)

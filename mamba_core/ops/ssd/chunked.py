@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_core.ops.arguments import working_dtype
 from mamba_core.ops.packing import document_runs
 
 CHUNK = 64  # tokens
@@ -94,22 +95,35 @@ class _Layout:
 
 
 def _log_decays(dt: Tensor, A: Tensor) -> Tensor:
-    """Running sum of dt A log2(e) inside each chunk: (m, q, h) -> (m, h, q)."""
-    return (dt * (A * _LOG2_E)).transpose(1, 2).cumsum(dim=-1)
+    """Running sum of dt A log2(e) inside each chunk, in float64: (m, q, h) -> (m, h, q)."""
+    return (dt * (A * _LOG2_E)).transpose(1, 2).cumsum(dim=-1, dtype=torch.float64)
 
 
-def _decays(cum: Tensor, run: Tensor | None, run_in: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _differences(cum: Tensor, work: torch.dtype) -> Tensor:
+    """cum_i - cum_j (m, h, q, q). After one large step small differences stand between large sums: to float32's last
+    digits they come from the sums as two floats each, the first subtraction being exact where it matters."""
+    high = cum.to(work)
+    differences = high[..., :, None] - high[..., None, :]
+    if work != cum.dtype:
+        low = (cum - high).to(work)
+        differences.add_(low[..., :, None]).sub_(low[..., None, :])
+    return differences
+
+
+def _decays(
+    cum: Tensor, run: Tensor | None, run_in: Tensor | None, work: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """E (m, h, q, q), read (m, q, h), write (m, q, h) and the chunk's decay (m, h) from running sums (m, h, q)."""
     q = cum.shape[-1]
     future = torch.ones(q, q, dtype=torch.bool, device=cum.device).triu(1)
-    E = cum[..., :, None] - cum[..., None, :]
+    E = _differences(cum, work)
     if run is None:
         E.masked_fill_(future, -math.inf)
     else:
         E.masked_fill_((future | (run[:, :, None] != run[:, None, :]))[:, None], -math.inf)
     E.exp2_()
-    read = cum.exp2()
-    write = (cum[..., -1:] - cum).exp2()
+    read = cum.to(work).exp2()
+    write = (cum[..., -1:] - cum).to(work).exp2()
     decay = read[..., -1]
     if run is not None and run_in is not None:
         read = read * (run == run_in[:, None])[:, None]
@@ -119,7 +133,7 @@ def _decays(cum: Tensor, run: Tensor | None, run_in: Tensor | None) -> tuple[Ten
 
 
 def _time_steps(
-    dt: Tensor, dt_bias: Tensor | None, softplus: bool, limit: tuple[float, float], real: Tensor | None
+    dt: Tensor, dt_bias: Tensor | None, softplus: bool, limit: tuple[float, float], padding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Time steps (b, l, h) from raw ones, and their derivative; both 0 at padding."""
     raw = dt if dt_bias is None else dt + dt_bias
@@ -128,8 +142,8 @@ def _time_steps(
     if limit != (0.0, math.inf) or not softplus:
         slope = slope * ((step >= limit[0]) & (step <= limit[1]))
         step = step.clamp(*limit)
-    if real is not None:
-        step, slope = step * real[..., None], slope * real[..., None]
+    if padding is not None:
+        step, slope = (tensor.masked_fill(padding[..., None], 0.0) for tensor in (step, slope))
     return step, slope
 
 
@@ -149,15 +163,23 @@ class _Sequence:
         limit: tuple[float, float],
         chunk: int,
     ):
-        self.work = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.work = working_dtype(x)
         self.layout = _Layout.of(x, B, chunk)
-        self.x, self.B, self.C, self.A = x, B, C, A.to(self.work)
-        self.real: Tensor | None = None
+        self.padding: Tensor | None = None
         self.run: Tensor | None = None
         if seq_idx is not None:
-            self.real, self.run = document_runs(seq_idx)
+            real, self.run = document_runs(seq_idx)
+            self.padding = ~real
+        self.A = A.to(self.work)
+        self.x, self.B, self.C = (self.without_padding(tensor) for tensor in (x, B, C))
         bias = None if dt_bias is None else dt_bias.to(self.work)
-        self.dt, self.slope = _time_steps(dt.to(self.work), bias, softplus, limit, self.real)
+        self.dt, self.slope = _time_steps(dt.to(self.work), bias, softplus, limit, self.padding)
+
+    def without_padding(self, tensor: Tensor) -> Tensor:
+        """(b, l, ...) with 0 at padding, whatever stands there: 0 times NaN is not 0."""
+        if self.padding is None:
+            return tensor
+        return tensor.masked_fill(self.padding.view(*self.padding.shape, *[1] * (tensor.ndim - 2)), 0.0)
 
     def runs(self, start: int, stop: int, chunks: int) -> tuple[Tensor | None, Tensor | None]:
         """Run of each token (m, q), and run of the token before each chunk (m,), of one block."""
@@ -176,7 +198,7 @@ class _Sequence:
         x = cut(self.x, start, stop, chunks, work)
         B = cut(self.B, start, stop, chunks, work).transpose(1, 2)
         C = cut(self.C, start, stop, chunks, work).transpose(1, 2)
-        E, read, write, decay = _decays(_log_decays(dt, self.A), *self.runs(start, stop, chunks))
+        E, read, write, decay = _decays(_log_decays(dt, self.A), *self.runs(start, stop, chunks), work)
         return _Chunks(x, x * dt[..., None], dt, B, C, E, read, write, decay)
 
 
@@ -266,8 +288,8 @@ def forward(
             out.addcmul_(part.x, D.to(seq.work)[:, None])
         y[:, start:stop] = lay.uncut(out, start, stop)
         done += chunks
-    if seq.real is not None:
-        y *= seq.real[..., None, None]
+    if seq.padding is not None:
+        y.masked_fill_(seq.padding[..., None, None], 0.0)
     return y, to_public(states[:, -1], lay.heads), states
 
 
@@ -290,9 +312,7 @@ def backward(
     """Gradients of x, dt, A, B, C, D, dt_bias and the initial state (fp32, fp64 when x is), in their shapes."""
     seq = _Sequence(x, dt, A, B, C, dt_bias, seq_idx, softplus, limit, chunk)
     lay, work = seq.layout, seq.work
-    grad_y = grad_y.to(work)
-    if seq.real is not None:
-        grad_y = grad_y * seq.real[..., None, None]
+    grad_y = seq.without_padding(grad_y.to(work))
     dx = torch.empty(x.shape, dtype=work, device=x.device)
     ddt = torch.empty(dt.shape, dtype=work, device=x.device)
     dB = torch.empty(B.shape, dtype=work, device=x.device)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mamba_core.ops.arguments import working_dtype
 from mamba_core.ops.ssd import chunked
 
 
@@ -28,7 +29,7 @@ def ssd(
 def _(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, dt_max):  # type: ignore[no-untyped-def]
     b, l, h, p = x.shape
     g, n = B.shape[2:]
-    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    work = working_dtype(x)
     chunks = (l + chunked.CHUNK - 1) // chunked.CHUNK
     states = x.new_empty(b, chunks + 1, g, n, h // g * p, dtype=work)
     return x.new_empty(x.shape), x.new_empty(b, h, p, n, dtype=work), states

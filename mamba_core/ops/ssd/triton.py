@@ -81,6 +81,7 @@ def _segment_states(
         at = start + tl.arange(0, Q)
         here = at < last
         kept = 1.0
+        real = here
         write_mask = here
         if HAS_RUN:
             code = tl.load(run_ptr + at, mask=here, other=0)
@@ -89,14 +90,13 @@ def _segment_states(
             write_mask = here & (run == now)
             kept = tl.where(now == before, 1.0, 0.0)
             before = now
-            step = _steps(dt_ptr, at, dt_l, bias, low, high, here & (code >= 0), SOFTPLUS)
-        else:
-            step = _steps(dt_ptr, at, dt_l, bias, low, high, here, SOFTPLUS)
+            real = here & (code >= 0)
+        step = _steps(dt_ptr, at, dt_l, bias, low, high, real, SOFTPLUS)
         log_decay = step * A
         total = tl.sum(log_decay, 0)
         write = tl.where(write_mask, tl.exp2(total - tl.cumsum(log_decay, 0)) * step, 0.0)
-        x = _tile(x_ptr, at, x_l, cols_p, here, P)
-        B = _tile(B_ptr, at, B_l, cols_n, here, N)
+        x = _tile(x_ptr, at, x_l, cols_p, real, P)
+        B = _tile(B_ptr, at, B_l, cols_n, real, N)
         B = (B.to(tl.float32) * write[:, None]).to(x.dtype)
         state = tl.dot(tl.trans(B), x, state * (tl.exp2(total) * kept), input_precision=PRECISION)
         log_kept += total
@@ -182,9 +182,9 @@ def _outputs(
             write = tl.where(run == now, write, 0.0)
             decay = tl.where(now == before, decay, 0.0)
             before = now
-        x = _tile(x_ptr, at, x_l, cols_p, here, P)
-        B = _tile(B_ptr, at, B_l, cols_n, here, N)
-        C = _tile(C_ptr, at, C_l, cols_n, here, N)
+        x = _tile(x_ptr, at, x_l, cols_p, real, P)
+        B = _tile(B_ptr, at, B_l, cols_n, real, N)
+        C = _tile(C_ptr, at, C_l, cols_n, real, N)
         mix = tl.dot(C, tl.trans(B), input_precision=PRECISION)
         mix = tl.where(seen, mix * tl.exp2(cum[:, None] - cum[None, :]) * step[None, :], 0.0)
         y = tl.dot(C, state.to(x.dtype), input_precision=PRECISION) * read[:, None]

@@ -71,8 +71,8 @@ def _segment_gradients(
         step = _steps(dt_ptr, at, dt_l, bias, low, high, real, SOFTPLUS)
         log_decay = step * A
         read = tl.where(same, tl.exp2(tl.cumsum(log_decay, 0)), 0.0)
-        gy = _tile(gy_ptr, at, gy_l, cols_p, here, P)
-        C = _tile(C_ptr, at, C_l, cols_n, here, N)
+        gy = _tile(gy_ptr, at, gy_l, cols_p, real, P)
+        C = _tile(C_ptr, at, C_l, cols_n, real, N)
         C = (C.to(tl.float32) * read[:, None]).to(gy.dtype)
         grad = tl.dot(tl.trans(C), gy, grad * (tl.exp2(tl.sum(log_decay, 0)) * kept), input_precision=PRECISION)
     slot = (batch * tl.num_programs(0) + index) * heads + head
@@ -144,8 +144,8 @@ def _border_states(
         log_decay = step * A
         total = tl.sum(log_decay, 0)
         write = tl.where(same, tl.exp2(total - tl.cumsum(log_decay, 0)) * step, 0.0)
-        x = _tile(x_ptr, at, x_l, cols_p, here, P)
-        B = _tile(B_ptr, at, B_l, cols_n, here, N)
+        x = _tile(x_ptr, at, x_l, cols_p, real, P)
+        B = _tile(B_ptr, at, B_l, cols_n, real, N)
         B = (B.to(tl.float32) * write[:, None]).to(x.dtype)
         state = tl.dot(tl.trans(B), x, state * (tl.exp2(total) * kept), input_precision=PRECISION)
     grad = tl.load(leave_ptr + (slot + heads) * (N * P) + tile, mask=inside, other=0.0)
@@ -169,8 +169,8 @@ def _border_states(
         step = _steps(dt_ptr, at, dt_l, bias, low, high, real, SOFTPLUS)
         log_decay = step * A
         read = tl.where(same, tl.exp2(tl.cumsum(log_decay, 0)), 0.0)
-        gy = _tile(gy_ptr, at, gy_l, cols_p, here, P)
-        C = _tile(C_ptr, at, C_l, cols_n, here, N)
+        gy = _tile(gy_ptr, at, gy_l, cols_p, real, P)
+        C = _tile(C_ptr, at, C_l, cols_n, real, N)
         C = (C.to(tl.float32) * read[:, None]).to(gy.dtype)
         grad = tl.dot(tl.trans(C), gy, grad * (tl.exp2(tl.sum(log_decay, 0)) * kept), input_precision=PRECISION)
 
@@ -213,8 +213,8 @@ def _gradients(
         reads = real & (run == before)
         writes = real & (run == now)
         kept = tl.where(now == before, 1.0, 0.0)
-    B = _tile(B_ptr + batch * B_b + group * B_g, at, B_l, cols_n, here, N)
-    C = _tile(C_ptr + batch * C_b + group * C_g, at, C_l, cols_n, here, N)
+    B = _tile(B_ptr + batch * B_b + group * B_g, at, B_l, cols_n, real, N)
+    C = _tile(C_ptr + batch * C_b + group * C_g, at, C_l, cols_n, real, N)
     scores = tl.dot(C, tl.trans(B), input_precision=PRECISION)
     g_scores = tl.zeros((Q, Q), tl.float32)
     dB = tl.zeros((Q, BLOCK_N), tl.float32)
@@ -230,7 +230,7 @@ def _gradients(
         total = tl.sum(log_decay, 0)
         read = tl.where(reads, tl.exp2(cum), 0.0)
         write = tl.where(writes, tl.exp2(total - cum), 0.0)
-        x = _tile(x_ptr + batch * x_b + head * x_h, at, x_l, cols_p, here, P)
+        x = _tile(x_ptr + batch * x_b + head * x_h, at, x_l, cols_p, real, P)
         gy = _tile(gy_ptr + batch * gy_b + head * gy_h, at, gy_l, cols_p, real, P)
         slot = ((batch * chunks_all + index) * heads + head) * (N * P)
         state = tl.load(state_ptr + slot + tile, mask=inside, other=0.0)
