@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from domains.errors import UserError
@@ -68,6 +68,8 @@ class Metrics(Callback):
 
     Rows carry the number of optimizer steps done. The loss is the mean over all batches since the row before; what has
     been summed up towards the next row travels in checkpoints, so that a resumed run writes the same rows.
+
+    A run that has diverged ends here, with a UserError: at a row, at a validation, or before a checkpoint is saved.
     """
 
     def __init__(self, log_every: int, health_every: int) -> None:
@@ -113,17 +115,24 @@ class Metrics(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)
+        for name, value in pl_module.validation.items():
+            _check_finite(name, value, trainer.global_step, pl_module)
         self._send(trainer, pl_module.validation)
         self._watch.start()
+
+    def check_state(self, step: int, task: Task) -> None:
+        """Make sure that neither the losses since the last row nor the weights hold a NaN or an infinity.
+
+        Raises:
+            UserError: they do, and a checkpoint of them would be worth nothing.
+        """
+        _check_finite("sum of the losses", float(self._total), step, task)
+        _check_finite("norm of the weights", float(nn.utils.get_total_norm(task.model.parameters())), step, task)
 
     def _training_row(self, trainer: Trainer, task: Task, length: int) -> dict[str, float]:
         loss = float(self._total) / max(float(self._weight), 1e-6)  # waits for the device
         self._total = self._weight = 0.0
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {trainer.global_step}; lower trainer.optimizer.learning_rate "
-                "(now {:g}) or raise trainer.optimizer.warmup_fraction".format(task.config.optimizer.learning_rate)
-            )
+        _check_finite("loss", loss, trainer.global_step, task)
         speed = (self._units - self._units_at_lap) / max(self._watch.lap(), 1e-9)
         self._units_at_lap = self._units
         row = {
@@ -179,6 +188,15 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _check_finite(what: str, value: float, step: int, task: Task) -> None:
+    if not math.isfinite(value):
+        raise UserError(
+            f"the {what} is {value} at step {step}; one likely cause is a learning rate that is too high "
+            f"(trainer.optimizer.learning_rate={task.config.optimizer.learning_rate:g}), others are a short "
+            "trainer.optimizer.warmup_fraction and a lax trainer.gradient_clip"
+        )
 
 
 def _synchronize(device: torch.device) -> None:

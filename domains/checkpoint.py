@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from domains.callbacks import step_is_done
+from domains.callbacks import Metrics, step_is_done
 from domains.errors import UserError
 from domains.task import Task
 
@@ -85,11 +85,14 @@ class StopSignals:
 class Checkpoints(Checkpoint):
     """Saves every ``every`` steps, at the end, and when told to stop; keeps the newest two.
 
+    Nothing is saved of a run that has diverged, so the checkpoints from before it did remain.
+
     A stop signal is obeyed at the end of the step under way, its validation included, by raising :class:`Terminated`.
     """
 
-    def __init__(self, folder: Path, every: int, validate_every: int, keep: int = 2) -> None:
+    def __init__(self, folder: Path, metrics: Metrics, every: int, validate_every: int, keep: int = 2) -> None:
         self._folder = folder
+        self._metrics = metrics
         self._every = every
         self._validate_every = validate_every
         self._keep = keep
@@ -107,10 +110,10 @@ class Checkpoints(Checkpoint):
         on_schedule = trainer.global_step % self._validate_every == 0
         validates = trainer.enable_validation and (trainer.should_stop or on_schedule)
         if step_is_done(trainer, batch_idx) and not validates:
-            self._finish_step(trainer)
+            self._finish_step(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish_step(trainer)
+        self._finish_step(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._signals.restore()
@@ -118,9 +121,11 @@ class Checkpoints(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._signals.restore()
 
-    def _finish_step(self, trainer: Trainer) -> None:
+    def _finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Task)
         step, stopped_by = trainer.global_step, self._signals.received
         if step % self._every == 0 or trainer.should_stop or stopped_by is not None:
+            self._metrics.check_state(step, pl_module)
             self._save(trainer, step)
         if stopped_by is not None:
             raise Terminated(step, stopped_by)

@@ -1,6 +1,11 @@
 """Configuration that every domain shares. Plain dataclasses: Hydra fills them, so does a YAML file on a cluster."""
 
+import math
 from dataclasses import dataclass, field
+
+from domains.errors import UserError
+
+MANY = 10**9  # the most that a count may be: more is a slip of the keyboard, and its products would leave 64 bits
 
 
 @dataclass
@@ -31,3 +36,23 @@ class TrainerConfig:
     checkpoint_every: int = 200  # steps
     keep: str = "best"  # weights that go into the model folder: best (on validation) | last
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+def check_range(name: str, value: float, lowest: float, highest: float = math.inf, why: str = "") -> None:
+    """Make sure that a setting is finite and lies between ``lowest`` and ``highest``, both allowed.
+
+    Raises:
+        UserError: it does not; the message names it, and says the bound, and ``why`` it is the upper one.
+    """
+    if not value >= lowest:
+        raise UserError(f"{name}={value}: must be at least {lowest}")
+    if value == math.inf:
+        raise UserError(f"{name}={value}: must be finite")
+    if value > highest:
+        raise UserError(f"{name}={value}: must be at most {highest:,}{why and f', {why}'}")
+
+
+def check_seed(seed: int) -> None:
+    """Make sure that a seed fits into 64 bits, as random number generators want it."""
+    if not -(2**63) <= seed < 2**63:
+        raise UserError(f"seed={seed}: must lie between -2**63 and 2**63 - 1")

@@ -1,18 +1,31 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that one process at a time works in."""
 
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from domains.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}")
+_PARTIAL = re.compile(r".+\.partial-[0-9a-f]{8}")
 
 
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
     """Open a hidden sibling of ``path`` for writing bytes; it takes the place of ``path`` when the block ends well.
 
-    When the block raises, the sibling is removed and ``path`` stays as it was. Readers never see half a file.
+    When the block raises, the sibling is removed and ``path`` stays as it was. Readers never see half a file. Only a
+    process that is killed leaves its sibling behind, for :func:`find_temporaries` to find.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -23,3 +36,73 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def find_temporaries(folder: Path | str, endings: tuple[str, ...]) -> list[Path]:
+    """Siblings by :func:`atomic_file` for files whose names have these endings: being written, or left by the dead."""
+    found = ((path, _TEMPORARY.fullmatch(path.name)) for path in Path(folder).iterdir())
+    return [path for path, match in found if match and match[1].endswith(endings)]
+
+
+@contextmanager
+def partial_folder(path: Path | str) -> Iterator[Path]:
+    """A folder beside ``path`` to build it in and to rename it from; gone when the block ends, one way or the other.
+
+    Its lock says that its process lives: one that is killed leaves it behind for :func:`sweep_partials`.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+    try:
+        with ExitStack() as alive:
+            with locked_folder(path.parent):  # so that no sweep comes between making it and locking it
+                partial.mkdir()
+                alive.enter_context(locked_folder(partial))
+            yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sweep_partials(root: Path | str) -> None:
+    """Remove from ``root`` what killed processes left of :func:`partial_folder`: the folders that are not locked."""
+    root = Path(root)
+    if not root.is_dir():
+        return
+    with locked_folder(root):
+        for partial in [path for path in root.iterdir() if _PARTIAL.fullmatch(path.name)]:
+            with suppress(UserError, OSError), locked_folder(partial, "is being built") as dead:
+                if dead:
+                    shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(path: Path | str, busy: str | None = None) -> Iterator[bool]:
+    """Hold the lock of a folder, which goes with the process, however that ends; it writes nothing.
+
+    Gives whether the lock is truly held: False on Windows and on file systems that know no locks, where others may be
+    at work in the folder too.
+
+    Args:
+        path: the folder, which must exist.
+        busy: what to tell the user when someone else holds the lock; None waits instead.
+
+    Raises:
+        UserError: someone else holds it.
+    """
+    if fcntl is None:
+        yield False
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        yield _lock(folder, path, busy)
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, path: Path | str, busy: str | None) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path}: {busy}") from None
+    except OSError:
+        return False  # some network file systems know no locks
+    return True

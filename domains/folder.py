@@ -11,7 +11,6 @@
 """
 
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,13 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from domains.errors import UserError
-from domains.files import atomic_file
+from domains.files import atomic_file, locked_folder
 from domains.hardware import describe_versions, git_commit
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 class RunFolder:
@@ -84,23 +78,8 @@ class RunFolder:
         Raises:
             UserError: another process holds it.
         """
-        if fcntl is None:
+        with locked_folder(self.path, "another process is training in this folder; wait for it, or stop it"):
             yield
-            return
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(folder)
-            raise UserError(
-                f"{self.path}: another process is training in this folder; wait for it, or stop it"
-            ) from None
-        except OSError:
-            pass  # some network file systems know no locks
-        try:
-            yield
-        finally:
-            os.close(folder)
 
     def info(self) -> dict[str, Any]:
         """What run.json holds."""

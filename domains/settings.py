@@ -36,7 +36,8 @@ def from_dict(cls: type[Settings], values: Mapping[str, Any], where: str = "conf
         where: what the values came from, for messages.
 
     Raises:
-        UserError: an unknown key (the nearest known one is named), or a value of the wrong type.
+        UserError: an unknown key (the nearest known one is named), a value of the wrong type, or values that the
+            dataclass itself refuses with a ValueError.
     """
     return _build(cls, values, where, "")
 
@@ -91,7 +92,11 @@ def _build(cls: type[Settings], values: Any, where: str, prefix: str) -> Setting
     for key in values:
         if key not in fields:
             raise UserError(f"{where}: {prefix}{key} is no setting; {_near(str(key), prefix, fields)}")
-    return cls(**{key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in values.items()})
+    converted = {key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in values.items()}
+    try:
+        return cls(**converted)
+    except ValueError as error:
+        raise UserError(": ".join([where, *filter(None, [prefix.rstrip(".")]), str(error)])) from None
 
 
 def _near(key: str, prefix: str, fields: set[str]) -> str:

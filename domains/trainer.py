@@ -1,6 +1,7 @@
 """One Lightning Trainer for every domain, set up so that a run can be killed at any moment and goes on to the bit."""
 
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from domains.callbacks import Deadline, Metrics, ProgressBar
 from domains.checkpoint import BestWeights, Checkpoints
-from domains.config import TrainerConfig
+from domains.config import MANY, OptimizerConfig, TrainerConfig, check_range
 from domains.errors import UserError
 from domains.folder import RunFolder
 from domains.hardware import choose_device
@@ -43,22 +44,27 @@ class Fitted:
 def check_trainer(config: TrainerConfig) -> None:
     """Make sure that the values make sense; a UserError names the first that does not."""
     for name in ("max_steps", "accumulate", "log_every", "health_every", "validate_every", "checkpoint_every"):
-        if getattr(config, name) < 1:
-            raise UserError(f"trainer.{name}={getattr(config, name)}: must be at least 1")
+        check_range(f"trainer.{name}", getattr(config, name), 1, MANY)
+    check_range("trainer.gradient_clip", config.gradient_clip, 0)
     if config.keep not in ("best", "last"):
         raise UserError(f"trainer.keep={config.keep}: must be best or last")
     if config.precision not in _PRECISIONS:
         raise UserError(f"trainer.precision={config.precision}: must be one of {', '.join(_PRECISIONS)}")
     if config.max_minutes is not None and config.max_minutes <= 0:
         raise UserError(f"trainer.max_minutes={config.max_minutes}: must be more than 0, or left out")
-    if config.threads < 0:
-        raise UserError(f"trainer.threads={config.threads}: must be 0 (PyTorch's choice) or more")
-    optimizer = config.optimizer
-    if optimizer.learning_rate <= 0:
-        raise UserError(f"trainer.optimizer.learning_rate={optimizer.learning_rate}: must be more than 0")
+    check_range("trainer.threads", config.threads, 0, os.cpu_count() or 1, "the processors of this machine")
+    _check_optimizer(config.optimizer)
+
+
+def _check_optimizer(config: OptimizerConfig) -> None:
+    if not 0 < config.learning_rate < float("inf"):
+        raise UserError(f"trainer.optimizer.learning_rate={config.learning_rate}: must be more than 0, and finite")
+    check_range("trainer.optimizer.weight_decay", config.weight_decay, 0)
+    if not all(0 <= beta < 1 for beta in config.betas):
+        raise UserError(f"trainer.optimizer.betas={list(config.betas)}: both must be at least 0 and less than 1")
     for name in ("warmup_fraction", "final_fraction"):
-        if not 0 <= getattr(optimizer, name) <= 1:
-            raise UserError(f"trainer.optimizer.{name}={getattr(optimizer, name)}: must lie between 0 and 1")
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"trainer.optimizer.{name}={getattr(config, name)}: must lie between 0 and 1")
 
 
 def fit(
@@ -79,7 +85,7 @@ def fit(
     Raises:
         Terminated: SIGTERM or Ctrl-C came; the checkpoint is saved.
         KeyboardInterrupt: Ctrl-C came before the first step, or a second time.
-        UserError: the loss is not finite, or a checkpoint cannot be written.
+        UserError: a loss or a weight is not finite, or a checkpoint cannot be written.
     """
     config = task.config
     device = choose_device(config.accelerator)
@@ -89,7 +95,7 @@ def fit(
         own.append(ProgressBar(metrics, {"loss": "train/loss", task.monitor: task.monitor}))
     if config.keep == "best":
         own.append(best)
-    own.append(Checkpoints(run.checkpoints, config.checkpoint_every, config.validate_every))
+    own.append(Checkpoints(run.checkpoints, metrics, config.checkpoint_every, config.validate_every))
     with _quiet(), _numerics(device, config.threads), _plain_ctrl_c():
         trainer = Trainer(
             accelerator="cuda" if device.type == "cuda" else "cpu",

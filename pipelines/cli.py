@@ -7,10 +7,13 @@ exit code.
 
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +109,10 @@ class Outcome:
     next: tuple[str, ...] = ()
 
 
-class Stopped(Exception):
-    """The job was told to stop and did so in good order; the message says how to go on."""
+class Stopped(SystemExit):
+    """The job was told to stop, and does so in good order: it unwinds like sys.exit. The message says how to go on."""
+
+    code: int
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -122,7 +127,7 @@ def main(domain: Domain, arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _sigterm_raises():
         if not debug:
             _quieten()
         try:
@@ -137,6 +142,24 @@ def main(domain: Domain, arguments: Sequence[str] | None = None) -> int:
                 return _fail(f"error: {line}", MISTAKE, debug)
             return _fail("this is a fault in Serpentine; please report it with the lines above", BUG, True)
     return OK
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Raise on SIGTERM, whose usual effect runs no ``finally``. Training takes the signal over while it trains."""
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Stopped("stopped by SIGTERM", TERMINATED)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fail(line: str, code: int, show_traceback: bool) -> int:

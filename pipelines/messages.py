@@ -32,6 +32,8 @@ def _operating_system(error: OSError) -> str | None:
     place = error.filename or "the disk"
     if error.errno in _NO_SPACE:
         return f"{place}: no space is left; make room, or choose another folder"
+    if error.errno == errno.EFBIG:
+        return f"{place}: files may not grow that large here; raise the limit (ulimit -f), or choose another folder"
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"{place}: may not be written or read by you; choose another folder or change its permissions"
     if isinstance(error, IsADirectoryError) and error.filename:

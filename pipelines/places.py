@@ -1,6 +1,7 @@
 """What a user points to, on disk or in MLflow: a run to go on with, a model to use."""
 
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,13 @@ class ModelPlace:
         folder: the model folder.
         evaluation: folder for its evaluation, unless the user names another.
         run_id: the MLflow run that it comes from, where known.
+        run_dir: the run folder around it, where there is one.
     """
 
     folder: Path
     evaluation: Path
     run_id: str | None
+    run_dir: Path | None = None
 
 
 def find_run(text: str, tracking: TrackingConfig) -> Path:
@@ -68,21 +71,39 @@ def find_model(text: str, tracking: TrackingConfig) -> ModelPlace:
 
 
 def output_folder(text: str | Path) -> Path:
-    """A folder to write into, made when missing but not yet; a UserError when a file has that name."""
+    """A folder to write into, made when missing but not yet.
+
+    Raises:
+        UserError: a file has that name, or nothing can be written there.
+    """
     path = Path(text)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; choose a folder to write into")
+    _check_writable(path, next(place for place in (path, *path.absolute().parents) if place.exists()))
     return path
 
 
 def output_file(text: str | Path) -> Path:
-    """A file to write; a UserError when a folder has that name, or when the folder for it is missing."""
+    """A file to write.
+
+    Raises:
+        UserError: a folder has that name, the folder for it is missing, or nothing can be written there.
+    """
     path = Path(text)
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of the file to write in it")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}; make it, or choose another")
+    _check_writable(path, path.parent)
     return path
+
+
+def _check_writable(path: Path, folder: Path) -> None:
+    """Make and remove a folder in ``folder``: permissions alone do not tell, of root and of special file systems."""
+    try:
+        tempfile.TemporaryDirectory(prefix=".", dir=folder).cleanup()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place for the results") from None
 
 
 def _on_disk(path: Path) -> ModelPlace:
@@ -90,7 +111,7 @@ def _on_disk(path: Path) -> ModelPlace:
         path = path / "model"
     run_dir = path.parent
     if path.name == "model" and (run_dir / "run.json").exists():
-        return ModelPlace(path, run_dir / "evaluation", linked_run_id(run_dir))
+        return ModelPlace(path, run_dir / "evaluation", linked_run_id(run_dir), run_dir)
     return ModelPlace(path, path.with_name(f"{path.absolute().name}-evaluation"), None)
 
 

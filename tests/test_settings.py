@@ -16,6 +16,15 @@ class Inner:
 
 
 @dataclass
+class Sizes:
+    width: int = 8
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise ValueError("width must be positive")
+
+
+@dataclass
 class Outer:
     count: int = 1
     on: bool = True
@@ -23,6 +32,7 @@ class Outer:
     limit: float | None = None
     held: list[str] | None = None
     inner: Inner = field(default_factory=Inner)
+    sizes: Sizes = field(default_factory=Sizes)
 
 
 def test_values_find_their_places_and_the_rest_keeps_its_defaults():
@@ -44,7 +54,7 @@ def test_every_default_survives_a_round_trip_through_yaml(tmp_path):
     [
         ({"cuont": 1}, "f.yaml: cuont is no setting; did you mean count?"),
         ({"inner": {"raet": 1}}, "f.yaml: inner.raet is no setting; did you mean inner.rate?"),
-        ({"zzzz": 1}, "f.yaml: zzzz is no setting; there are count, held, inner, limit, on, text"),
+        ({"zzzz": 1}, "f.yaml: zzzz is no setting; there are count, held, inner, limit, on, sizes, text"),
         ({"count": "three"}, "f.yaml: count must be a whole number, not 'three'"),
         ({"count": 1.5}, "f.yaml: count must be a whole number, not 1.5"),
         ({"count": True}, "f.yaml: count must be a whole number, not True"),
@@ -56,6 +66,7 @@ def test_every_default_survives_a_round_trip_through_yaml(tmp_path):
         ({"held": "chr1"}, "f.yaml: held must be a list or nothing, not 'chr1'"),
         ({"held": ["a", 1]}, "f.yaml: held[1] must be text, not 1"),
         ({"inner": {"pair": [1, 2, 3]}}, "f.yaml: inner.pair must be a list of 2, not [1, 2, 3]"),
+        ({"sizes": {"width": 0}}, "f.yaml: sizes: width must be positive"),
         ({"inner": 3}, "f.yaml: inner must be a table of settings, not 3"),
     ],
 )

@@ -289,11 +289,30 @@ def test_a_run_says_what_it_ran_on():
         ("precision", "16-mixed"),
         ("max_minutes", 0.0),
         ("threads", -1),
+        ("threads", 100_000),
+        ("max_steps", 10**30),
+        ("gradient_clip", -1.0),
+        ("gradient_clip", math.inf),
     ],
 )
 def test_a_setting_without_sense_is_named(name, value):
     check_trainer(TrainerConfig())
     with pytest.raises(UserError, match=f"trainer.{name}={value}: "):
         check_trainer(TrainerConfig(**{name: value}))
-    with pytest.raises(UserError, match=r"trainer\.optimizer\.learning_rate"):
-        check_trainer(TrainerConfig(optimizer=OptimizerConfig(learning_rate=0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 0),
+        ("learning_rate", math.inf),
+        ("weight_decay", -1.0),
+        ("betas", (2.0, 3.0)),
+        ("betas", (0.9, 1.0)),
+        ("betas", (-0.1, 0.9)),
+        ("warmup_fraction", 1.5),
+    ],
+)
+def test_a_setting_of_the_optimizer_without_sense_is_named(name, value):
+    with pytest.raises(UserError, match=rf"trainer\.optimizer\.{name}="):
+        check_trainer(TrainerConfig(optimizer=OptimizerConfig(**{name: value})))

@@ -49,9 +49,8 @@ class EvaluateConfig:
 
 @dataclass
 class PredictConfig:
-    """Per-base log-likelihood of every contig of a FASTA file."""
+    """Per-base log-likelihood of every contig of a genome."""
 
-    fasta: str = ""
     both_strands: bool = False
     chunk: int = 16384  # bases per call; does not change the result
 

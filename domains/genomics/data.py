@@ -1,5 +1,6 @@
 """Windows of a genome as training batches: every batch a pure function of the seed and its number."""
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from domains.config import MANY, check_range
 from domains.errors import UserError
 from domains.genomics.config import DataConfig
 from domains.genomics.splits import Region, Splits
@@ -36,6 +38,26 @@ def make_batch(windows: np.ndarray, weights: np.ndarray) -> Batch:
     inputs[:, 1:] = targets[:, :-1]
     known = (targets >= BASES.start) & (targets < BASES.stop)
     return {"inputs": inputs, "targets": targets.masked_fill(~known, IGNORE), "weights": torch.from_numpy(weights)}
+
+
+def check_data(data: DataConfig) -> None:
+    """Make sure that the values make sense whatever the genome; a UserError names the first that does not."""
+    check_range("data.window", data.window, 2, MANY)
+    check_range("data.tokens_per_step", data.tokens_per_step, 1, MANY)
+    check_range("data.validation_tokens", data.validation_tokens, 1)
+    check_range("data.soft_mask_weight", data.soft_mask_weight, 0)
+    check_range("data.workers", data.workers, 0, os.cpu_count() or 1, "the processors of this machine")
+    _check_warmup(data)
+
+
+def _check_warmup(data: DataConfig) -> None:
+    for length in data.window_warmup:
+        if not 2 <= length <= data.window:
+            raise UserError(
+                f"data.window_warmup={data.window_warmup}: give lengths from 2 to data.window={data.window}"
+            )
+    if not 0 <= data.window_warmup_fraction <= 1:
+        raise UserError(f"data.window_warmup_fraction={data.window_warmup_fraction}: must lie between 0 and 1")
 
 
 class Epoch(NamedTuple):
@@ -130,13 +152,7 @@ def plan_stages(data: DataConfig, max_steps: int, accumulate: int) -> list[Stage
     Raises:
         UserError: a warm-up length outside 2 .. window, or a fraction outside 0 .. 1.
     """
-    for length in data.window_warmup:
-        if not 2 <= length <= data.window:
-            raise UserError(
-                f"data.window_warmup={data.window_warmup}: give lengths from 2 to data.window={data.window}"
-            )
-    if not 0 <= data.window_warmup_fraction <= 1:
-        raise UserError(f"data.window_warmup_fraction={data.window_warmup_fraction}: must lie between 0 and 1")
+    _check_warmup(data)
     share = data.window_warmup_fraction * max_steps / max(len(data.window_warmup), 1)
     lengths = [*data.window_warmup, data.window]
     return [Stage(round(index * share) * accumulate, length) for index, length in enumerate(lengths)]

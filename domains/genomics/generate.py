@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from domains.config import MANY, check_range, check_seed
 from domains.errors import UserError
 from domains.genomics.config import GenerateConfig
 from domains.genomics.io import write_fasta
@@ -16,6 +17,8 @@ from domains.hardware import choose_device
 from mamba_core import CausalLM, State
 
 _PREFILL = 65536  # bases of the prompt read in one call
+_MOST = 10_000  # sequences, sampled side by side: each has a state of its own in memory
+_ACGT = "give A, C, G and T alone"
 
 
 def generate(
@@ -45,19 +48,21 @@ def generate(
 
 def check_request(config: GenerateConfig) -> np.ndarray:
     """Tokens of the prompt, uint8, once all settings make sense; a UserError otherwise."""
-    for name in ("length", "count"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}={getattr(config, name)}: must be at least 1")
-    if not 0 < config.temperature < float("inf"):
-        raise UserError(f"temperature={config.temperature}: must be more than 0; top_k=1 takes the likeliest base")
+    check_seed(config.seed)
+    check_range("count", config.count, 1, _MOST, "for memory's sake; more come from another call with another seed")
+    check_range("length", config.length, 1, MANY // config.count, "a billion bases in all")
+    if not 1e-3 <= config.temperature <= 1e3:
+        raise UserError(
+            f"temperature={config.temperature}: must lie between 0.001 and 1000; top_k=1 takes the likeliest base"
+        )
     if not 1 <= config.top_k <= 4:
         raise UserError(f"top_k={config.top_k}: must be 1 to 4, for there are four bases")
-    if foreign := find_foreign(config.prompt.encode()):
-        raise UserError(f"prompt: {describe_foreign(*foreign)}")
+    if foreign := find_foreign(config.prompt.encode("latin-1", "replace")):
+        raise UserError(f"prompt: {describe_foreign(*foreign, remedy=_ACGT)}")
     prompt = encode(config.prompt)
     if (prompt == N).any():
         at = int(np.argmax(prompt == N))
-        raise UserError(f"prompt: {config.prompt[at]!r} at base {at + 1:,} is no known base; give A, C, G and T alone")
+        raise UserError(f"prompt: {config.prompt[at]!r} at base {at + 1:,} is no known base; {_ACGT}")
     return prompt
 
 

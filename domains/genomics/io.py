@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import stat
 import string
 import warnings
 import zlib
@@ -68,8 +69,11 @@ def read_records(path: Path | str, progress: bool = False) -> Iterator[Record]:
 def check_readable(path: Path) -> None:
     """Make sure that ``path`` is a file that can be opened and holds something, or raise a UserError."""
     try:
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise UserError(f"{path}: is a folder; give the FASTA or GenBank file in it")
+        if not stat.S_ISREG(mode):  # it is read twice, and opening a pipe may wait for ever
+            raise UserError(f"{path}: is a pipe or a device, not a file; write what comes from it to a file first")
         with path.open("rb") as file:
             if not file.read(1):
                 raise UserError(f"{path}: the file is empty; give a FASTA or GenBank file")

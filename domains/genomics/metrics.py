@@ -56,11 +56,14 @@ class BitsPerBase:
         return _mean(bits, self.bases)
 
     def to_rows(self) -> list[Row]:
-        """All bases, then each contig in the order in which they came, then the masked and unmasked bases."""
+        """All bases, then each contig in the order in which they came, then the masked and unmasked bases.
+
+        Contigs and masks without a known base have no row.
+        """
         rows = [Row("all", "all", self.bases, self.bits_per_base)]
         for wanted in ("contig", "mask"):
             for (group, name), (count, parts) in self._sums.items():
-                if group == wanted:
+                if group == wanted and count:
                     rows.append(Row(group, name, count, _mean(parts, count)))
         return rows
 

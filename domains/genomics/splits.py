@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from domains.config import check_range
 from domains.errors import UserError
 from domains.genomics.config import DataConfig
 from domains.genomics.store import Contig, GenomeStore
@@ -102,8 +103,7 @@ def _check(data: DataConfig) -> None:
             raise UserError(f"data.{part}=[]: name a contig, or leave it out to hold out data.{part}_fraction")
     if data.test_fraction + data.validation_fraction >= 1:
         raise UserError("data.test_fraction and data.validation_fraction leave nothing to train on; lower them")
-    if data.window < 2:
-        raise UserError(f"data.window={data.window}: must be at least 2 bases")
+    check_range("data.window", data.window, 2)
 
 
 def _check_lengths(store: GenomeStore, window: int) -> None:

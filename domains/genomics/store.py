@@ -9,8 +9,6 @@ import difflib
 import hashlib
 import json
 import re
-import secrets
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from domains.errors import UserError
+from domains.files import partial_folder, sweep_partials
 from domains.genomics.io import Record, check_readable, open_watched, read_records
 from domains.genomics.tokens import LETTER_TO_TOKEN, C, G, N
 
@@ -187,8 +186,8 @@ def prepare_store(source: Path | str, root: Path | str, progress: bool = True) -
     """Turn a FASTA or GenBank file into a store in folder ``root``, or find the one made from the same bytes before.
 
     The store is ``root/<stem>-<12 hex of the content>``. It is built beside that and renamed when whole, so a failure
-    leaves nothing behind, and processes that prepare the same genome at once do not disturb each other. The memory is
-    that of reading the largest record.
+    leaves nothing behind, and processes that prepare the same genome at once do not disturb each other. What killed
+    processes left in ``root`` is removed first. The memory is that of reading the largest record.
 
     Raises:
         UserError: the source cannot be read (see :func:`domains.genomics.io.read_records`), or ``root`` cannot be
@@ -196,6 +195,7 @@ def prepare_store(source: Path | str, root: Path | str, progress: bool = True) -
     """
     source, root = Path(source), Path(root)
     check_readable(source)
+    sweep_partials(root)
     with open_watched(source, progress) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     key = hashlib.sha256(f"{FORMAT}:{sha256}".encode()).hexdigest()[:12]
@@ -204,19 +204,16 @@ def prepare_store(source: Path | str, root: Path | str, progress: bool = True) -
         store.reused = True
         return store
     path = root / f"{_stem(source)}-{key}"
-    partial = root / f"{path.name}.partial-{secrets.token_hex(4)}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        _write(partial, source, sha256, progress)
-        _publish(partial, path)
+        with partial_folder(path) as partial:
+            _write(partial, source, sha256, progress)
+            _publish(partial, path)
     except OSError as error:
         raise UserError(
             f"{root}: cannot keep the genome of {source.name} ({error.strerror or error}); "
             "make room or give another folder as data.stores"
         ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return GenomeStore.open(path)
 
 

@@ -49,14 +49,16 @@ def find_foreign(sequence: bytes) -> tuple[int, str] | None:
     return sequence.index(first), first.decode("latin-1")
 
 
-def describe_foreign(position: int, letter: str) -> str:
-    """The finding of :func:`find_foreign` in words, with the remedy (position told 1-based)."""
+def describe_foreign(
+    position: int, letter: str, remedy: str = "remove it, or write N where the base is unknown"
+) -> str:
+    """The finding of :func:`find_foreign` in words (position told 1-based), with the remedy; a better one if known."""
     where = f"{letter!r} at base {position + 1:,} is no nucleotide code"
     if letter.upper() in PROTEIN_ONLY:
         return f"{where}; this looks like protein: give the nucleotide sequence instead"
     if letter in "-.~":
         return f"{where}; this looks like an alignment: remove the gaps"
-    return f"{where}; remove it, or write N where the base is unknown"
+    return f"{where}; {remedy}"
 
 
 def encode(sequence: bytes | str) -> np.ndarray:

@@ -18,10 +18,11 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from domains.checkpoint import Terminated, newest_checkpoint
+from domains.config import check_seed
 from domains.errors import UserError
 from domains.folder import RunFolder, read_json, write_json
 from domains.genomics.config import DataConfig, TrainConfig
-from domains.genomics.data import GenomeDataModule
+from domains.genomics.data import GenomeDataModule, check_data
 from domains.genomics.model import build_model, describe_data, save_model
 from domains.genomics.module import CausalTask
 from domains.genomics.sample import sample_genome
@@ -95,7 +96,9 @@ def train(
         Terminated: SIGTERM came; a checkpoint holds all the work.
         KeyboardInterrupt: Ctrl-C; a checkpoint holds all the work once training has begun.
     """
+    check_seed(config.seed)
     check_trainer(config.trainer)
+    check_data(config.data)
     device = choose_device(config.trainer.accelerator)
     if resume:
         run = RunFolder.open(run_dir)
@@ -141,6 +144,20 @@ def open_store(data: DataConfig, progress: bool = True) -> GenomeStore:
     if data.store:
         return GenomeStore.open(data.store)
     return prepare_store(Path(data.fasta) if data.fasta else sample_genome(), Path(data.stores), progress=progress)
+
+
+def find_store(stores: Path | str, fingerprint: str) -> GenomeStore | None:
+    """The prepared genome of that fingerprint in the folder ``stores``, wherever its source is now; None without one.
+
+    Stores that cannot be read are passed over.
+    """
+    for meta in sorted(Path(stores).glob("*/meta.json")):
+        try:
+            if read_json(meta).get("fingerprint") == fingerprint:
+                return GenomeStore.open(meta.parent)
+        except UserError:
+            continue
+    return None
 
 
 def seeded_model(config: TrainConfig) -> CausalLM:

@@ -4,6 +4,7 @@ What is slow to import is imported where it is used, so that a mistake in the co
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,15 +106,15 @@ def evaluate(root: EvaluateRoot, invocation: Invocation) -> Outcome:
 def predict(root: PredictRoot, invocation: Invocation) -> Outcome:
     """The log-likelihood of every base of a file."""
     from domains.genomics import predict as prediction
-    from domains.genomics.model import load_model
+    from domains.genomics.model import read_record
     from domains.genomics.train import open_store
     from pipelines.places import find_model, output_folder
 
     place = find_model(root.model, root.tracking)
     out = output_folder(root.out)
-    load_model(place.folder)  # a folder that is none is told before the file is read
+    read_record(place.folder)  # a folder that is none is told before the file is read
     store = open_store(DataConfig(fasta=root.data.fasta, stores=root.data.stores))
-    config = PredictConfig(fasta=root.data.fasta, both_strands=root.both_strands, chunk=root.chunk)
+    config = PredictConfig(both_strands=root.both_strands, chunk=root.chunk)
     done = prediction.predict(place.folder, store, out, config, device=root.device)
     skipped = f", {len(done.skipped)} done before" if done.skipped else ""
     return Outcome(
@@ -176,16 +177,20 @@ def _resumed_config(root: TrainRoot, run_dir: Path, invocation: Invocation) -> T
 
 
 def _training_genome(place: "ModelPlace", source: SourceConfig) -> "GenomeStore":
-    """The genome that a model was trained on: where the user says, or where it was."""
-    from domains.genomics.model import load_model
-    from domains.genomics.train import open_store
+    """The genome that a model was trained on: where the user says, where it was, or among the prepared ones here."""
+    from domains.genomics.model import read_record
+    from domains.genomics.train import find_store, open_store, run_config
 
-    trained = load_model(place.folder)
+    trained = read_record(place.folder)
     if source.fasta or source.store:
         return open_store(_data(source))
     try:
-        return open_store(trained.config.data)
+        if place.run_dir is not None:  # its settings have paths, those of the model folder have none
+            return open_store(run_config(place.run_dir).data)
+        return open_store(replace(trained.config.data, stores=source.stores))
     except UserError as error:
+        if (found := find_store(source.stores, trained.fingerprint)) is not None:
+            return found
         raise UserError(
             f"{error}; the model was trained on it ({trained.source}): say where it is now with data.fasta=<file>"
         ) from error

@@ -1,6 +1,7 @@
 import gzip
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +148,10 @@ def test_truncated_gzip_tells_how_far_it_was_whole(tmp_path):
 def test_no_such_file_and_a_folder(tmp_path):
     with pytest.raises(UserError, match=r"none\.fa: no such file"):
         list(read_records(tmp_path / "none.fa"))
+    os.mkfifo(tmp_path / "pipe.fa")
+    for special in (tmp_path / "pipe.fa", Path("/dev/null")):
+        with pytest.raises(UserError, match="is a pipe or a device, not a file"):
+            list(read_records(special))
     with pytest.raises(UserError, match="is a folder"):
         list(read_records(tmp_path))
 

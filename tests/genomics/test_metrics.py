@@ -63,5 +63,12 @@ def test_nothing_known_is_nan_not_an_error():
     assert math.isnan(bits.bits_per_base)
     bits.add("a", np.array([np.nan]), np.array([True]))
     rows = bits.to_rows()
-    assert [row.bases for row in rows] == [0, 0, 0, 0]
-    assert all(math.isnan(row.bits_per_base) for row in rows)
+    assert [(row.group, row.bases) for row in rows] == [("all", 0)]
+    assert math.isnan(rows[0].bits_per_base)
+
+
+def test_a_mask_that_covers_nothing_has_no_row():
+    bits = BitsPerBase()
+    bits.add("a", np.log2([0.5, 0.25]), np.array([False, False]))
+    bits.add("only N", np.array([np.nan]), np.array([False]))
+    assert [(row.name, row.bases) for row in bits.to_rows()] == [("all", 2), ("a", 2), ("unmasked", 2)]

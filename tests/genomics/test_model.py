@@ -1,12 +1,14 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from domains.errors import UserError
-from domains.genomics.model import FILES, check_genome, load_model, save_model
+from domains.genomics.config import DataConfig
+from domains.genomics.model import FILES, check_genome, load_model, read_record, save_model
 from domains.genomics.train import train
 from tests.genomics.genomes import make_store, random_bases
 from tests.genomics.tiny import tiny_config
@@ -106,6 +108,24 @@ def test_another_genome_is_refused(tiny_model, tmp_path):
     other = make_store(tmp_path, {"c4": random_bases(3600)})
     with pytest.raises(UserError, match=r"is not the genome that .* was trained on"):
         check_genome(load_model(tiny_model), other)
+
+
+def test_it_holds_no_path_of_where_it_was_trained(tiny, tiny_model, tmp_path):
+    assert str(tiny.path.parent) not in "".join(
+        path.read_text() for path in tiny_model.iterdir() if path.suffix in (".yaml", ".json")
+    )
+    loaded = load_model(tiny_model)
+    assert loaded.config.data == replace(tiny_config(tiny).data, fasta="made.fa", store="")
+    data = json.loads((tiny_model / "data.json").read_text())
+    for told, kept in (({"fasta": "/home/me/secret/made.fa"}, "made.fa"), ({}, "")):
+        config = replace(loaded.config, data=DataConfig(stores="/home/me/secret", **told))
+        save_model(tmp_path / "model", loaded.model.state_dict(), config, data, {})
+        assert load_model(tmp_path / "model").config.data == DataConfig(fasta=kept)
+
+
+def test_its_record_is_read_without_the_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"")
+    assert read_record(folder).source == "made.fa"
 
 
 def test_mamba1_and_mixed_stacks_go_the_same_way(tiny, tmp_path):

@@ -2,6 +2,9 @@ import errno
 import gzip
 import json
 import math
+import os
+import subprocess
+import sys
 import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
@@ -133,6 +136,83 @@ def test_a_run_that_broke_goes_on_where_it_was(tiny, tiny_model, scores, tmp_pat
     whole = run(tiny_model, tiny, tmp_path / "whole")
     assert contents(found.out) == contents(whole.out)
     assert run(tiny_model, tiny, tmp_path / "out", replace(CONFIG, chunk=77)).written == []
+
+
+SLOW = """
+import sys, time
+from domains.genomics import predict as module
+from domains.genomics.config import PredictConfig
+from domains.genomics.store import GenomeStore
+stream = module.stream_log_probs
+def slow(model, read, length, **options):
+    yield from stream(model, read, length, **options)
+    if length > 2000:  # the second contig
+        print("scored", flush=True)
+        time.sleep(60)
+module.stream_log_probs, module.ROWS = slow, 1000
+model, store, out = sys.argv[1:]
+module.predict(model, GenomeStore.open(store), out, PredictConfig(chunk=300), device="cpu", progress=False)
+"""
+
+
+def test_what_a_killed_process_left_is_swept_and_a_live_one_is_left_alone(tiny, tiny_model, tmp_path):
+    out = tmp_path / "out"
+    slow = subprocess.Popen(
+        [sys.executable, "-c", SLOW, tiny_model, tiny.path, out],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    with slow:
+        try:
+            assert slow.stdout.readline() == "scored\n"
+            before = contents(out)
+            assert {name.rpartition(".")[0] for name in before if name[0] == "."} == {".c1.parquet", ".c1.bedgraph.gz"}
+            with pytest.raises(UserError, match="out: another process is writing scores there; wait for it"):
+                run(tiny_model, tiny, out)
+            assert contents(out) == before
+        finally:
+            slow.kill()
+    assert contents(out) == before
+    assert run(tiny_model, tiny, out).skipped == ["c0"]
+    assert contents(out) == contents(run(tiny_model, tiny, tmp_path / "whole").out)
+
+
+def test_a_folder_that_was_left_before_its_manifest_is_used(tiny_model, tmp_path):
+    store = make_store(tmp_path, {"a": random_bases(300)})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".manifest.json.0123abcd").write_text("{")
+    run(tiny_model, store, tmp_path / "out")
+    assert set(contents(tmp_path / "out")) == {"manifest.json", "a.parquet", "a.bedgraph.gz"}
+
+
+def overwritten(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [overwritten, cut])
+@pytest.mark.parametrize("name", ["a.parquet", "a.bedgraph.gz"])
+def test_a_finished_file_that_was_damaged_is_made_again(tiny_model, tmp_path, damage, name):
+    store = make_store(tmp_path, {"a": random_bases(300), "b": random_bases(300)})
+    found = run(tiny_model, store, tmp_path / "out")
+    whole = contents(found.out)
+    damage(found.out / name)
+    again = run(tiny_model, store, found.out)
+    assert (again.written, again.skipped) == (["a"], ["b"])
+    assert contents(found.out) == whole
+
+
+def test_a_folder_in_the_place_of_a_file_is_told(tiny_model, tmp_path):
+    store = make_store(tmp_path, {"a": random_bases(300)})
+    path = run(tiny_model, store, tmp_path / "out").out / "a.parquet"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="out: cannot be written"):
+        run(tiny_model, store, tmp_path / "out")
 
 
 def test_a_folder_of_other_scores_is_refused_and_kept(tiny, tiny_model, scores, tmp_path):

@@ -4,6 +4,8 @@ import json
 import pickle
 import resource
 import shutil
+import subprocess
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -184,6 +186,37 @@ def test_the_slower_of_two_uses_the_store_of_the_faster(tmp_path, monkeypatch):
     store = prepare(tmp_path, ">a\nACGT\n")
     assert store.tokens("a").tolist() == [7, 8, 9, 10]
     assert list((tmp_path / "stores").iterdir()) == [store.path]
+
+
+SLOW = """
+import sys, time
+import domains.genomics.store as store
+write = store._write
+def slow(*args):
+    write(*args)
+    print("written", flush=True)
+    time.sleep(60)
+store._write = slow
+store.prepare_store(sys.argv[1], sys.argv[2], progress=False)
+"""
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_live_one_writes_is_not(tmp_path):
+    write_fasta(tmp_path / "b.fa", [("b", "ACGT")])
+    stores = tmp_path / "stores"
+    slow = subprocess.Popen([sys.executable, "-c", SLOW, tmp_path / "b.fa", stores], stdout=subprocess.PIPE, text=True)
+    with slow:
+        try:
+            assert slow.stdout.readline() == "written\n"
+            (partial,) = stores.iterdir()
+            first = prepare(tmp_path, ">a\nACGT\n")
+            assert set(stores.iterdir()) == {partial, first.path}
+            assert (partial / "bases.bin").stat().st_size == 4
+        finally:
+            slow.kill()
+    assert set(stores.iterdir()) == {partial, first.path}
+    assert prepare(tmp_path, ">a\nACGT\n").reused
+    assert list(stores.iterdir()) == [first.path]
 
 
 def test_preparing_holds_a_few_times_the_largest_record(tmp_path):

@@ -16,6 +16,7 @@ from domains.checkpoint import Terminated, find_checkpoints
 from domains.errors import UserError
 from domains.folder import RunFolder, read_json
 from domains.genomics.module import CausalTask
+from domains.genomics.tokens import BASES
 from domains.genomics.train import main, run_config, seeded_model, train
 from domains.runlog import read_metrics
 from domains.settings import to_dict, write_yaml
@@ -262,6 +263,13 @@ def test_resuming_keeps_to_the_settings_and_the_genome_of_the_run(store, tmp_pat
         ({"window": 9000}, "every contig is shorter than the window"),
         ({"window_warmup": [1]}, "window_warmup"),
         ({"store": "none"}, "is no prepared genome"),
+        ({"window": 1}, "data.window=1: must be at least 2"),
+        ({"tokens_per_step": 0}, "data.tokens_per_step=0: must be at least 1"),
+        ({"validation_tokens": -5}, "data.validation_tokens=-5: must be at least 1"),
+        ({"soft_mask_weight": -3.0}, "data.soft_mask_weight=-3.0: must be at least 0"),
+        ({"soft_mask_weight": float("inf")}, "data.soft_mask_weight=inf: must be finite"),
+        ({"workers": -1}, "data.workers=-1: must be at least 0"),
+        ({"workers": 10**6}, "data.workers=1000000: must be at most .* processors of this machine"),
     ],
 )
 def test_a_mistake_leaves_nothing_behind(store, tmp_path, data, message):
@@ -270,6 +278,19 @@ def test_a_mistake_leaves_nothing_behind(store, tmp_path, data, message):
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [10**23, -(2**63) - 1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(store, tmp_path, seed):
+    with pytest.raises(UserError, match=rf"^seed={seed}: must lie between"):
+        train(replace(tiny_config(store), seed=seed), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 2**63 - 1])
+def test_the_extremes_of_the_seed_train(store, tmp_path, seed):
+    config = replace(tiny_config(store, max_steps=1, validate_every=100), seed=seed)
+    assert train(config, tmp_path / "run", progress=False).finished
 
 
 def test_a_mistake_in_the_backbone_is_the_users(store, tmp_path):
@@ -282,11 +303,49 @@ def test_a_mistake_in_the_backbone_is_the_users(store, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(store, tmp_path):
     config = tiny_config(store, gradient_clip=0.0)
     config.trainer.optimizer.learning_rate = 1e30
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; lower trainer.optimizer.learning_rate"):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; one likely cause is .*rate=1e\+30"):
         train(config, tmp_path / "run", progress=False)
     assert RunFolder(tmp_path / "run").info()["status"] == "failed"
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
+
+
+class Spoil(Callback):
+    """Makes a weight NaN at the start of a batch (counted from 0), or of the validation of a step."""
+
+    def __init__(self, batch=None, validation=None):
+        self.batch, self.validation = batch, validation
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == self.batch:
+            self.spoil(pl_module)
+
+    def on_validation_start(self, trainer, pl_module):
+        if trainer.global_step == self.validation:
+            self.spoil(pl_module)
+
+    def spoil(self, pl_module):
+        with torch.no_grad():
+            pl_module.model.head.weight[BASES] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "spoil", "said", "kept"),
+    [
+        ({"validate_every": 100, "checkpoint_every": 2}, Spoil(batch=5), "sum of the losses", 4),
+        ({"validate_every": 4, "checkpoint_every": 4}, Spoil(validation=8), "validation/loss", 4),
+    ],
+    ids=["between rows", "in a validation"],
+)
+def test_a_diverged_run_keeps_its_last_good_checkpoint(store, tmp_path, trainer, spoil, said, kept):
+    config = tiny_config(store, max_steps=20, log_every=100, **trainer)
+    with pytest.raises(UserError, match=rf"the ({said}) is nan at step \d+; one likely cause"):
+        train(config, tmp_path / "run", callbacks=[spoil], progress=False)
+    newest = find_checkpoints(tmp_path / "run" / "checkpoints")[0]
+    assert newest.name == f"step-{kept:08d}.ckpt"
+    weights = torch.load(newest, weights_only=True)["state_dict"]
+    assert all(weight.isfinite().all() for weight in weights.values())
+    assert train(config, tmp_path / "run", resume=True, progress=False).finished
 
 
 def test_the_best_weights_are_those_of_the_best_validation(store, tmp_path):

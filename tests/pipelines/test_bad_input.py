@@ -3,6 +3,9 @@
 import errno
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,10 @@ def test_no_such_file(cli: Cli, workspace: Path) -> None:
             "config: backbone: backbone.pattern names 'mamba9'; known mixers: mamba1, mamba2",
         ),
         ("trainer.max_steps=0", "trainer.max_steps=0: must be at least 1"),
+        ("trainer.threads=100000", "trainer.threads=100000: must be at most"),
+        ("trainer.optimizer.betas=[2,3]", "trainer.optimizer.betas=[2.0, 3.0]: both must be"),
+        ("data.workers=-1", "data.workers=-1: must be at least 0"),
+        ("seed=99999999999999999999999", "seed=99999999999999999999999: must lie between"),
         ("data.store=nowhere", "nowhere: is no prepared genome"),
         (
             "tracking.uri=./mlruns",
@@ -170,6 +177,10 @@ def test_looking_for_a_run_makes_no_database(cli: Cli, workspace: Path) -> None:
         ("predict", "made.fa", "made.fa: is a file; choose a folder"),
         ("predict", "copied", "copied: holds other files"),
         ("evaluate", "made.fa", "made.fa: is a file; choose a folder"),
+        ("evaluate", "/proc/x", "/proc/x: cannot be written"),
+        ("evaluate", "made.fa/x", "made.fa/x: cannot be written"),
+        ("predict", "/proc/x/y", "/proc/x/y: cannot be written"),
+        ("generate", "/proc/sample.fa", "/proc/sample.fa: cannot be written"),
     ],
 )
 def test_a_place_for_results_that_cannot_be(
@@ -192,11 +203,12 @@ def test_evaluation_wants_the_genome_of_the_training(cli: Cli, workspace: Path, 
 
 
 def test_a_genome_that_moved_is_asked_for(cli: Cli, workspace: Path, run_folder: Path) -> None:
-    path = run_folder / "model" / "config.yaml"
+    path = run_folder / "config.yaml"
     values = yaml.safe_load(path.read_text())
     values["data"]["fasta"] = "gone.fa"
     path.write_text(yaml.safe_dump(values))
     done = cli("evaluate", f"model={run_folder}", "device=cpu")
+    assert "scoring" not in done.err
     assert done.code == 2
     assert done.errors[-1].startswith("error: gone.fa: no such file")
     assert "say where it is now with data.fasta=<file>" in done.errors[-1]
@@ -212,6 +224,30 @@ def test_a_full_disk_in_prepare_leaves_nothing(cli: Cli, workspace: Path, monkey
     assert len(done.errors) == 1
     assert "No space left on device" in done.errors[0]
     assert not list(workspace.glob("stores/*"))
+
+
+LIMITED = """
+import resource, sys
+from pipelines.cli import main
+from pipelines.genomics import GENOMICS
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))  # Python ignores SIGXFSZ, so that writing fails instead
+sys.exit(main(GENOMICS, ["prepare", "data.fasta=large.fa"]))
+"""
+
+
+def test_a_file_that_may_not_grow_in_prepare_leaves_nothing(workspace: Path) -> None:
+    write("large.fa", b">a\n" + b"ACGTTGCA" * 125_000 + b"\n")
+    before = everything(workspace)
+    path = {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED], env=os.environ | path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: stores: cannot keep the genome of large.fa (File too large); "
+        "make room or give another folder as data.stores\n"
+    )
+    assert everything(workspace) - before == {workspace / "stores"}
 
 
 @pytest.mark.parametrize("override", ["trainer.max_steps=9", "data.window=32", "backbone=mamba1", "run.overwrite=true"])

@@ -1,5 +1,7 @@
 """Help, typing mistakes, exit codes."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +126,7 @@ def fail(root: object, invocation: Invocation) -> Outcome:
             "error: x: a folder stands where a file is wanted",
         ),
         (NotADirectoryError(20, "Not a directory", "a/b"), 2, "error: a/b: a file stands where a folder is wanted"),
+        (OSError(27, "File too large", "runs/a"), 2, "error: runs/a: files may not grow that large here"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 2, "error: the GPU has too little memory"),
     ],
 )
@@ -141,6 +144,81 @@ def test_a_fault_of_ours_is_1_and_shows_where(capsys: pytest.CaptureFixture[str]
     assert "Traceback" in shown
     assert "in fail" in shown
     assert shown.endswith("please report it with the lines above\n")
+
+
+def told_to_stop(root: object, invocation: Invocation) -> Outcome:
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError
+
+
+def terminated() -> int:
+    command = Command("prepare", "", "", (), ("",), "pipelines.genomics.roots:PrepareRoot", f"{__name__}:told_to_stop")
+    return main(Domain("genomics", "", (command,)), ["prepare"])
+
+
+def test_sigterm_ends_in_one_line_and_is_given_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert terminated() == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_who_handles_sigterm_already_goes_on_doing_so() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: received.append(signum))
+    try:
+        assert terminated() == 1  # the command went on, to its AssertionError
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+
+
+SLOW = """
+import sys, time
+from domains.genomics import predict, store
+from pipelines.cli import main
+from pipelines.genomics import GENOMICS
+
+def slow(function):
+    def wait(*args, **options):
+        result = function(*args, **options)
+        print("waits", flush=True)
+        time.sleep(60)
+        return result
+    return wait
+
+if sys.argv[1] == "prepare":
+    store._write_record = slow(store._write_record)
+else:
+    predict.ScoreTables.write = slow(predict.ScoreTables.write)
+sys.exit(main(GENOMICS, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (["prepare"], set()),
+        (["predict", "model=copied", "out=scores", "device=cpu", "both_strands=true"], {"manifest.json"}),
+    ],
+    ids=["prepare", "predict"],
+)
+def test_sigterm_leaves_nothing_half_done(workspace: Path, run_folder: Path, words: list[str], left: set[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *words, "data.fasta=made.fa"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waits\n"
+    process.terminate()
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert err.splitlines()[-1] == "stopped by SIGTERM"
+    assert "Traceback" not in err
+    folder = workspace / ("stores" if words == ["prepare"] else "scores")
+    assert {path.name for path in folder.iterdir()} == left
 
 
 def test_a_command_ends_with_its_result_and_what_comes_next(cli: Cli, workspace: Path) -> None:

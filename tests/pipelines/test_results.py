@@ -86,6 +86,40 @@ def test_evaluation_prints_keeps_and_records_the_same_numbers(cli: Cli, workspac
     } <= set(artifacts(workspace, run_id))
 
 
+@pytest.mark.parametrize("how", ["run folder", "stores"])
+def test_evaluation_finds_the_genome_of_the_training_again(cli: Cli, workspace: Path, how: str) -> None:
+    genome = shutil.move("made.fa", workspace / "private.fa")
+    told = [word for word in TINY if not word.startswith("data.fasta=")]
+    stores = "elsewhere" if how == "run folder" else "stores"
+    assert cli("train", *told, f"data.fasta={genome}", f"data.stores={stores}", "run.dir=one", "tracking=off").code == 0
+    assert str(workspace) in Path("one/config.yaml").read_text()
+    assert str(workspace) not in Path("one/model/config.yaml").read_text()
+    if how == "stores":
+        shutil.move("one/model", "received")
+        Path(genome).unlink()
+    model = "one/model" if how == "run folder" else "received"
+    words = ["evaluate", f"model={model}", "max_order=1", "device=cpu", "tracking=off"]
+    assert cli(*words).code == 0
+    shutil.rmtree(stores)
+    if how == "stores":
+        done = cli(*words)
+        assert done.code == 2
+        assert done.errors[-1].startswith("error: private.fa: no such file")
+        assert "say where it is now with data.fasta=<file>" in done.errors[-1]
+
+
+def test_the_bundled_genome_needs_no_run_folder(cli: Cli, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled = Path(shutil.move("made.fa", workspace / "bundled.fa"))
+    monkeypatch.setattr(training, "sample_genome", lambda: bundled)  # as small as the others
+    assert cli("train", *(word for word in TINY if not word.startswith("data.fasta=")), "run.dir=one").code == 0
+    run_id = linked_run_id(Path("one"))
+    shutil.rmtree("one")
+    shutil.rmtree("stores")
+    done = cli("evaluate", f"model={run_id}", "max_order=1", "device=cpu")
+    assert done.code == 0
+    assert "both strands of bundled.fa" in done.out
+
+
 def test_a_model_without_a_run_gets_one_for_its_evaluation(cli: Cli, workspace: Path, run_folder: Path) -> None:
     model = shutil.move(run_folder / "model", workspace / "received")
     notes = workspace / "received-evaluation" / "notes.txt"

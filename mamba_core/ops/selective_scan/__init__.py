@@ -48,7 +48,7 @@ def selective_scan(
         dt_bias: (d,) added to dt.
         initial_state: (b, d, n); zeros when None. It belongs to the first document of the row.
         seq_idx: (b, l) integer document index; the state does not cross a change, -1 is padding (y = 0, state kept,
-            no gradient).
+            no gradient, whatever stands there). An infinite state of one document may spoil the next.
         dt_softplus: whether dt goes through softplus.
         dt_limit: smallest and largest time step, 0 <= smallest <= largest; no gradient of dt outside.
         path: force "chunked" or "reference".
