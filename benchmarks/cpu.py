@@ -116,14 +116,20 @@ def one_length(mixer: str, length: int) -> None:
     tokens = torch.randint(7, 11, (1, length))
     model = ours(mixer)
     training(model, tokens[:, :LENGTH])  # warm-up
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
         training(model, tokens)
         seconds.append(time.perf_counter() - start)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": min(seconds), "peak_mib": after / 1024, "before_mib": before / 1024}))
+    print(json.dumps({"seconds": min(seconds), "peak_mib": peak_memory_mib()}))
+
+
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process alone: getrusage would count what it inherited when it was forked."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 def growth(mixer: str, threads: int) -> list[dict[str, object]]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mamba_core.ops.packing import document_runs
-from mamba_core.ops.ssd import chunked, ssd
+from mamba_core.ops.ssd import chunked, chunks, ssd
 from tests.core.helpers import assert_same, gradients, pack
 
 
@@ -43,7 +43,7 @@ def test_chunked_equals_reference(length: int, groups: int, packed: bool) -> Non
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_chunk_size(chunk: int, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also that blocks of chunks hand on their states: a budget of 1 works off one chunk at a time."""
-    monkeypatch.setitem(chunked.BLOCK_ELEMENTS, "cpu", 1)
+    monkeypatch.setitem(chunks.BLOCK_ELEMENTS, "cpu", 1)
     arguments = {name: tensor.detach() for name, tensor in inputs(63).items() if name != "z"}
     seq_idx = pack(63) if packed else None
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mamba_core.ops.arguments import working_dtype
 from mamba_core.ops.ssd import chunked
+from mamba_core.ops.ssd.chunks import CHUNK
 
 
 @torch.library.custom_op("mamba_core::ssd", mutates_args=())
@@ -30,7 +31,7 @@ def _(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, d
     b, l, h, p = x.shape
     g, n = B.shape[2:]
     work = working_dtype(x)
-    chunks = (l + chunked.CHUNK - 1) // chunked.CHUNK
+    chunks = (l + CHUNK - 1) // CHUNK
     states = x.new_empty(b, chunks + 1, g, n, h // g * p, dtype=work)
     return x.new_empty(x.shape), x.new_empty(b, h, p, n, dtype=work), states
 
