@@ -34,6 +34,8 @@ GENOMICS = Domain(
             options=(
                 ("data.fasta", "FASTA (plain, gzip, bgzip) or GenBank file (the bundled genome)"),
                 ("data.test", "contigs held out for evaluate, as in [chr20,chr21] (a tenth of the bases)"),
+                ("data.validation", "contigs held out to watch training (a twentieth of the bases)"),
+                ("data", "genome forgets the contigs that a recipe names (genome)"),
                 ("data.window", "bases that the model sees at once in training (4096)"),
                 ("backbone", "mamba1, mamba2, mamba2_small, mamba2_medium or hybrid (mamba2)"),
                 ("trainer", "auto, cpu or gpu (auto)"),
