@@ -187,5 +187,7 @@ def test_nonsense_is_refused() -> None:
         ssd(**arguments, dt_limit=(2.0, 1.0))
     with pytest.raises(ValueError, match="divide"):
         ssd(**inputs(5, groups=3))
+    with pytest.raises(ValueError, match="float32"):
+        ssd(**arguments, path="triton")
     with pytest.raises(ValueError, match="unknown path"):
         ssd(**arguments, path="fast")

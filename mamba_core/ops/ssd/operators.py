@@ -69,15 +69,15 @@ def _(grad_y, grad_final, x, dt, A, B, C, D, dt_bias, seq_idx, states, dt_softpl
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    """For both paths: same arguments; what the backward wants is returned behind y and the final state."""
     x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, dt_max = inputs
-    ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, seq_idx, output[2])
+    ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, seq_idx, *output[2:])
     ctx.options = (dt_softplus, dt_min, dt_max)
     ctx.dtypes = tuple(None if t is None else t.dtype for t in (D, dt_bias, initial_state))
 
 
 def _backward(ctx, grad_y, grad_final, _grad_states):  # type: ignore[no-untyped-def]
-    *saved, states = ctx.saved_tensors
-    grads = ssd_backward(grad_y, grad_final, *saved, states, *ctx.options)
+    grads = ssd_backward(grad_y, grad_final, *ctx.saved_tensors, *ctx.options)
     return _in_place_of_inputs(grads, ctx.dtypes)
 
 
@@ -156,16 +156,9 @@ def _(grad_y, grad_final, x, dt, A, B, C, D, dt_bias, seq_idx, enter, kept, dt_s
     return (*shaped, vector, torch.empty_like(vector), x.new_empty(grad_final.shape, dtype=torch.float32))
 
 
-def _setup_triton(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, dt_max = inputs
-    ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, seq_idx, output[2], output[3])
-    ctx.options = (dt_softplus, dt_min, dt_max)
-    ctx.dtypes = tuple(None if t is None else t.dtype for t in (D, dt_bias, initial_state))
-
-
 def _backward_triton(ctx, grad_y, grad_final, _grad_enter, _grad_kept):  # type: ignore[no-untyped-def]
     grads = ssd_triton_backward(grad_y, grad_final, *ctx.saved_tensors, *ctx.options)
     return _in_place_of_inputs(grads, ctx.dtypes)
 
 
-ssd_triton.register_autograd(_backward_triton, setup_context=_setup_triton)
+ssd_triton.register_autograd(_backward_triton, setup_context=_setup_context)

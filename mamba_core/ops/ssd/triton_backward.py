@@ -15,7 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.ssd.triton import _LOG2_E, CHUNK, _block, _inner_contiguous, _steps, _tile, encode_runs, plan
+from mamba_core.ops.ssd.triton import (
+    _LOG2_E,
+    CHUNK,
+    _block,
+    _inner_contiguous,
+    _softplus,
+    _steps,
+    _tile,
+    encode_runs,
+    plan,
+)
 
 LAUNCH = {
     "segments": {"num_warps": 4, "num_stages": 3},
@@ -257,12 +267,8 @@ def _gradients(
         spans = tl.sum(ends, 0) - tl.cumsum(ends, 0) + ends + tl.cumsum(from_write, 0) - from_write + keep
         gdt = tl.sum(gu * x.to(tl.float32), 1) + spans * A
         slope = 1.0 / (1.0 + tl.exp(-raw)) if SOFTPLUS else tl.full((Q,), 1.0, tl.float32)
-        gdt = tl.where(real & (step >= low) & (step <= high), gdt * slope, 0.0)
-        if SOFTPLUS:  # outside the limits the clamp lets no gradient through
-            soft = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(raw)))
-            gdt = tl.where((soft < low) | (soft > high), 0.0, gdt)
-        else:
-            gdt = tl.where((raw < low) | (raw > high), 0.0, gdt)
+        free = _softplus(raw) if SOFTPLUS else raw  # outside the limits the clamp lets no gradient through
+        gdt = tl.where(real & (free >= low) & (free <= high), gdt * slope, 0.0)
         tl.store(ddt_ptr + (batch * length + at) * heads + head, gdt, mask=here)
         gx = gu * step[:, None]
         if HAS_D:
