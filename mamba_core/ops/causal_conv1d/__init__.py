@@ -50,7 +50,7 @@ def causal_conv1d(
         "seq_idx": (seq_idx, (b, l)),
     }
     check_arguments("causal_conv1d", x.device, wanted)
-    if paths.choose_path("causal_conv1d", x.device.type, path) == "reference":
+    if paths.choose_path("causal_conv1d", x, path) == "reference":
         return causal_conv1d_reference(x, weight, bias, initial_state, seq_idx, activation=activation)
     return _causal_conv1d(x, weight, bias, initial_state, seq_idx, activation)
 

@@ -43,7 +43,7 @@ def gated_rms_norm(
         raise ValueError(
             f"gated_rms_norm: x {tuple(x.shape)} wants z of its shape, weight ({c},) and a group size that divides {c}"
         )
-    if paths.choose_path("gated_rms_norm", x.device.type, path) == "reference":
+    if paths.choose_path("gated_rms_norm", x, path) == "reference":
         return gated_rms_norm_reference(x, z, weight, eps, group)
     return _gated_rms_norm(x, z, weight, eps, group)
 

@@ -64,7 +64,7 @@ def selective_scan(
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
     check_limit("selective_scan", dt_limit)
     low, high = dt_limit
-    if paths.choose_path("selective_scan", x.device.type, path) == "reference":
+    if paths.choose_path("selective_scan", x, path) == "reference":
         return selective_scan_reference(
             x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus=dt_softplus, dt_limit=dt_limit
         )

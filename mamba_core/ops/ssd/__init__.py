@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,9 +47,7 @@ def ssd(
             whatever stands there). An infinite value in a document may spoil others that share a chunk with it.
         dt_softplus: whether dt goes through softplus.
         dt_limit: smallest and largest time step.
-        path: force "chunked", "reference", or "triton" (CUDA, fp32, bf16 and fp16, headdim up to 64 where d_state
-            passes 128; for trial, so never chosen by itself: its first version agreed with float64 on an H100, this
-            one is tested in Triton's interpreter).
+        path: force "triton", "chunked" or "reference"; see :mod:`mamba_core.ops.paths`.
 
     Returns:
         y: (b, l, h, p) in x's dtype, and the final state (b, h, p, n) in float32 (float64 for float64 inputs). Both
@@ -62,9 +59,7 @@ def ssd(
     """
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
     check_limit("ssd", dt_limit)
-    chosen = paths.choose_path("ssd", x.device.type, path, ("reference", "chunked", "triton"))
-    if chosen == "triton" and x.dtype == torch.float64:
-        raise ValueError("ssd: the triton path works in float32; float64 inputs take 'chunked' or 'reference'")
+    chosen = paths.choose_path("ssd", x, path)
     if chosen == "reference":
         return ssd_reference(
             x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus=dt_softplus, dt_limit=dt_limit

@@ -18,27 +18,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.packing import document_runs
+from mamba_core.ops.kernels import LOG2_E, encode_runs, inner_contiguous, softplus
 
 CHUNK = 64  # tokens a program works on at a time
 PROGRAMS = 1024  # segments x heads x batch aimed at: several for each multiprocessor of a large GPU
 LAUNCH = {"states": {"num_warps": 4, "num_stages": 3}, "outputs": {"num_warps": 4, "num_stages": 2}}
-_LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _softplus(x):
-    """log(1 + e^x) to the last digits, also where it is tiny."""
-    e = tl.exp(x)
-    small = e * (1.0 - e * (0.5 - e * (1.0 / 3.0)))
-    return tl.where(x > 20.0, x, tl.where(e < 2e-3, small, tl.log(1.0 + e)))
 
 
 @triton.jit
 def _steps(dt_ptr, at, stride, bias, low, high, here, SOFTPLUS: tl.constexpr):
     """Time steps of a chunk (q,): fp32, 0 where there is no token."""
     raw = tl.load(dt_ptr + at * stride, mask=here, other=0.0).to(tl.float32) + bias
-    step = _softplus(raw) if SOFTPLUS else raw
+    step = softplus(raw) if SOFTPLUS else raw
     return tl.where(here, tl.minimum(tl.maximum(step, low), high), 0.0)
 
 
@@ -64,7 +55,7 @@ def _segment_states(
     last = tl.minimum(first + segment, length)
     cols_p = part * BLOCK_P + tl.arange(0, BLOCK_P)
     cols_n = tl.arange(0, BLOCK_N)
-    A = tl.load(A_ptr + head).to(tl.float32) * _LOG2_E
+    A = tl.load(A_ptr + head).to(tl.float32) * LOG2_E
     bias = tl.load(bias_ptr + head).to(tl.float32) if HAS_BIAS else 0.0
     x_ptr += batch * x_b + head * x_h
     dt_ptr += batch * dt_b + head * dt_h
@@ -141,7 +132,7 @@ def _outputs(
     last = tl.minimum(first + segment, length)
     cols_p = part * BLOCK_P + tl.arange(0, BLOCK_P)
     cols_n = tl.arange(0, BLOCK_N)
-    A = tl.load(A_ptr + head).to(tl.float32) * _LOG2_E
+    A = tl.load(A_ptr + head).to(tl.float32) * LOG2_E
     bias = tl.load(bias_ptr + head).to(tl.float32) if HAS_BIAS else 0.0
     D = tl.load(D_ptr + head).to(tl.float32) if HAS_D else 0.0
     x_ptr += batch * x_b + head * x_h
@@ -224,16 +215,6 @@ def plan(x: Tensor, B: Tensor) -> Plan:
     return Plan(block_p, block_n, blocks, segment, -(-l // segment))
 
 
-def encode_runs(seq_idx: Tensor) -> Tensor:
-    """(b, l) int32: the run of each token (:mod:`mamba_core.ops.packing`), and -1 - run at padding."""
-    real, run = document_runs(seq_idx)
-    return torch.where(real, run, -1 - run).int()
-
-
-def _inner_contiguous(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 def forward(
     x: Tensor,
     dt: Tensor,
@@ -251,7 +232,7 @@ def forward(
     enter each segment (b, segments + 1, h, n, p) and what it keeps of them (b, segments, h)."""
     b, l, h, p = x.shape
     g, n = B.shape[2:]
-    x, B, C = _inner_contiguous(x), _inner_contiguous(B.to(x.dtype)), _inner_contiguous(C.to(x.dtype))
+    x, B, C = inner_contiguous(x), inner_contiguous(B.to(x.dtype)), inner_contiguous(C.to(x.dtype))
     cut = plan(x, B)
     segment, segments = cut.segment, cut.segments
     y = torch.empty(b, l, h, p, dtype=x.dtype, device=x.device)

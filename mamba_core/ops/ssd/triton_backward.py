@@ -15,17 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.ssd.triton import (
-    _LOG2_E,
-    CHUNK,
-    _block,
-    _inner_contiguous,
-    _softplus,
-    _steps,
-    _tile,
-    encode_runs,
-    plan,
-)
+from mamba_core.ops.kernels import LOG2_E, encode_runs, inner_contiguous, run_of, softplus
+from mamba_core.ops.ssd.triton import CHUNK, _block, _steps, _tile, plan
 
 LAUNCH = {
     "segments": {"num_warps": 4, "num_stages": 3},
@@ -33,11 +24,6 @@ LAUNCH = {
     "gradients": {"num_warps": 8, "num_stages": 1},
 }
 PROGRAMS = 512  # chunks x groups x parts aimed at by the last kernel
-
-
-@triton.jit
-def _run_of(code):
-    return tl.where(code < 0, -1 - code, code)
 
 
 @triton.jit
@@ -55,7 +41,7 @@ def _segment_gradients(
     last = tl.minimum(first + segment, length)
     cols_p = part * BLOCK_P + tl.arange(0, BLOCK_P)
     cols_n = tl.arange(0, BLOCK_N)
-    A = tl.load(A_ptr + head).to(tl.float32) * _LOG2_E
+    A = tl.load(A_ptr + head).to(tl.float32) * LOG2_E
     bias = tl.load(bias_ptr + head).to(tl.float32) if HAS_BIAS else 0.0
     gy_ptr += batch * gy_b + head * gy_h
     dt_ptr += batch * dt_b + head * dt_h
@@ -72,8 +58,8 @@ def _segment_gradients(
         kept = 1.0
         if HAS_RUN:
             code = tl.load(run_ptr + at, mask=here, other=0)
-            run = _run_of(code)
-            before = _run_of(tl.load(run_ptr + start - 1, mask=start > 0, other=0))
+            run = run_of(code)
+            before = run_of(tl.load(run_ptr + start - 1, mask=start > 0, other=0))
             now = tl.max(tl.where(here, run, 0), 0)
             real = here & (code >= 0)
             same = real & (run == before)
@@ -122,7 +108,7 @@ def _border_states(
     cols_n = tl.arange(0, BLOCK_N)
     inside = (cols_n < N)[:, None] & (cols_p < P)[None, :]
     tile = cols_n[:, None] * P + cols_p[None, :]
-    A = tl.load(A_ptr + head).to(tl.float32) * _LOG2_E
+    A = tl.load(A_ptr + head).to(tl.float32) * LOG2_E
     bias = tl.load(bias_ptr + head).to(tl.float32) if HAS_BIAS else 0.0
     x_ptr += batch * x_b + head * x_h
     gy_ptr += batch * gy_b + head * gy_h
@@ -142,8 +128,8 @@ def _border_states(
         kept = 1.0
         if HAS_RUN:
             code = tl.load(run_ptr + at, mask=here, other=0)
-            run = _run_of(code)
-            before = _run_of(tl.load(run_ptr + start - 1, mask=start > 0, other=0))
+            run = run_of(code)
+            before = run_of(tl.load(run_ptr + start - 1, mask=start > 0, other=0))
             now = tl.max(tl.where(here, run, 0), 0)
             real = here & (code >= 0)
             same = here & (run == now)
@@ -168,8 +154,8 @@ def _border_states(
         kept = 1.0
         if HAS_RUN:
             code = tl.load(run_ptr + at, mask=here, other=0)
-            run = _run_of(code)
-            before = _run_of(tl.load(run_ptr + start - 1, mask=start > 0, other=0))
+            run = run_of(code)
+            before = run_of(tl.load(run_ptr + start - 1, mask=start > 0, other=0))
             now = tl.max(tl.where(here, run, 0), 0)
             real = here & (code >= 0)
             same = real & (run == before)
@@ -215,8 +201,8 @@ def _gradients(
     kept = 1.0
     if HAS_RUN:
         code = tl.load(run_ptr + at, mask=here, other=0)
-        run = _run_of(code)
-        before = _run_of(tl.load(run_ptr + start - 1, mask=start > 0, other=0))
+        run = run_of(code)
+        before = run_of(tl.load(run_ptr + start - 1, mask=start > 0, other=0))
         now = tl.max(tl.where(here, run, 0), 0)
         real = here & (code >= 0)
         seen = seen & (run[:, None] == run[None, :])
@@ -235,7 +221,7 @@ def _gradients(
         bias = tl.load(bias_ptr + head).to(tl.float32) if HAS_BIAS else 0.0
         raw = tl.load(dt_ptr + batch * dt_b + head * dt_h + at * dt_l, mask=here, other=0.0).to(tl.float32) + bias
         step = _steps(dt_ptr + batch * dt_b + head * dt_h, at, dt_l, bias, low, high, real, SOFTPLUS)
-        log_decay = step * (A * _LOG2_E)
+        log_decay = step * (A * LOG2_E)
         cum = tl.cumsum(log_decay, 0)
         total = tl.sum(log_decay, 0)
         read = tl.where(reads, tl.exp2(cum), 0.0)
@@ -267,7 +253,7 @@ def _gradients(
         spans = tl.sum(ends, 0) - tl.cumsum(ends, 0) + ends + tl.cumsum(from_write, 0) - from_write + keep
         gdt = tl.sum(gu * x.to(tl.float32), 1) + spans * A
         slope = 1.0 / (1.0 + tl.exp(-raw)) if SOFTPLUS else tl.full((Q,), 1.0, tl.float32)
-        free = _softplus(raw) if SOFTPLUS else raw  # outside the limits the clamp lets no gradient through
+        free = softplus(raw) if SOFTPLUS else raw  # outside the limits the clamp lets no gradient through
         gdt = tl.where(real & (free >= low) & (free <= high), gdt * slope, 0.0)
         tl.store(ddt_ptr + (batch * length + at) * heads + head, gdt, mask=here)
         gx = gu * step[:, None]
@@ -312,8 +298,8 @@ def backward(
     """Gradients of x, dt, A, B, C, D, dt_bias and the initial state, from what ``triton.forward`` kept of segments."""
     b, l, h, p = x.shape
     g, n = B.shape[2:]
-    x, B, C = _inner_contiguous(x), _inner_contiguous(B.to(x.dtype)), _inner_contiguous(C.to(x.dtype))
-    gy = _inner_contiguous(grad_y.to(x.dtype))
+    x, B, C = inner_contiguous(x), inner_contiguous(B.to(x.dtype)), inner_contiguous(C.to(x.dtype))
+    gy = inner_contiguous(grad_y.to(x.dtype))
     segments, chunks = enter.shape[1] - 1, -(-l // CHUNK)
     cut = plan(x, B)
     segment = cut.segment
