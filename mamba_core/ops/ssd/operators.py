@@ -104,7 +104,7 @@ def ssd_triton(
     dt_softplus: bool,
     dt_min: float,
     dt_max: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     from mamba_core.ops.ssd import triton  # late: there is no Triton on a Mac
 
     return triton.forward(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, (dt_min, dt_max))
@@ -118,8 +118,7 @@ def _(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, d
     n = B.shape[3]
     segments = plan(x, B).segments
     enter = x.new_empty(b, segments + 1, h, n, p, dtype=torch.float32)
-    kept = x.new_empty(b, segments, h, dtype=torch.float32)
-    return x.new_empty(x.shape), x.new_empty(b, h, p, n, dtype=torch.float32), enter, kept
+    return x.new_empty(x.shape), x.new_empty(b, h, p, n, dtype=torch.float32), enter
 
 
 @torch.library.custom_op("mamba_core::ssd_triton_backward", mutates_args=())
@@ -135,7 +134,6 @@ def ssd_triton_backward(
     dt_bias: Tensor | None,
     seq_idx: Tensor | None,
     enter: Tensor,
-    kept: Tensor,
     dt_softplus: bool,
     dt_min: float,
     dt_max: float,
@@ -144,19 +142,19 @@ def ssd_triton_backward(
 
     limit = (dt_min, dt_max)
     dx, ddt, dA, dB, dC, dD, dbias, dstate = triton_backward.backward(
-        grad_y, grad_final, x, dt, A, B, C, D, dt_bias, seq_idx, enter, kept, dt_softplus, limit
+        grad_y, grad_final, x, dt, A, B, C, D, dt_bias, seq_idx, enter, dt_softplus, limit
     )
     return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype), dD, dbias, dstate
 
 
 @ssd_triton_backward.register_fake
-def _(grad_y, grad_final, x, dt, A, B, C, D, dt_bias, seq_idx, enter, kept, dt_softplus, dt_min, dt_max):  # type: ignore[no-untyped-def]
+def _(grad_y, grad_final, x, dt, A, B, C, D, dt_bias, seq_idx, enter, dt_softplus, dt_min, dt_max):  # type: ignore[no-untyped-def]
     vector = x.new_empty(x.shape[2], dtype=torch.float32)
     shaped = [t.new_empty(t.shape) for t in (x, dt, A, B, C)]
     return (*shaped, vector, torch.empty_like(vector), x.new_empty(grad_final.shape, dtype=torch.float32))
 
 
-def _backward_triton(ctx, grad_y, grad_final, _grad_enter, _grad_kept):  # type: ignore[no-untyped-def]
+def _backward_triton(ctx, grad_y, grad_final, _grad_enter):  # type: ignore[no-untyped-def]
     grads = ssd_triton_backward(grad_y, grad_final, *ctx.saved_tensors, *ctx.options)
     return _in_place_of_inputs(grads, ctx.dtypes)
 

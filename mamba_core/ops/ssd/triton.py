@@ -1,14 +1,16 @@
 """State-space dual operation for GPUs, in Triton.
 
-The sequence is cut into segments, one program each for every head, and a program works through its segment chunk by
-chunk with the state in registers: no chunk state, score or decay goes through memory.
+The sequence is cut into segments of chunks.
 
-1. ``_segment_states``: what each segment adds to the state, from zero, and how much it lets pass of what came before.
-2. ``_pass_states``: the state that enters each segment; as many steps as there are segments.
-3. ``_outputs``: from that state, the outputs.
+1. ``triton_steps``: time steps and running decays, once.
+2. ``_chunk_states``: a program works through a segment chunk by chunk with the state in registers, from zero. It writes
+   down, in the dtype of x, the state that enters each chunk, and in float32 what the segment adds to the state.
+3. ``_pass_states``: the state that enters each segment; as many steps as there are segments.
+4. ``_outputs``: every chunk by itself: what its tokens read from each other, from the chunks of the segment before
+   them, and from what entered the segment. C.B^T is worked out once for the heads of a group that share a program.
 
-x, B and dt are read twice, C once, y is written once. Notation and chunk algebra are those of ``chunked.py``; exponents
-are in base 2. The length of a segment depends on the shapes alone, so that results do too.
+x, B and C are read twice, y is written once, no float32 state of a chunk goes through memory. Notation and algebra are
+those of ``chunked.py``; exponents are in base 2. The cut depends on the shapes alone, so results do too.
 """
 
 from dataclasses import dataclass
@@ -18,94 +20,125 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import LOG2_E, encode_runs, inner_contiguous, softplus
+from mamba_core.ops.kernels import encode_runs, inner_contiguous, power_of_two, run_of
+from mamba_core.ops.ssd.triton_steps import Steps
 
-CHUNK = 64  # tokens a program works on at a time
-PROGRAMS = 1024  # segments x heads x batch aimed at: several for each multiprocessor of a large GPU
-LAUNCH = {"states": {"num_warps": 4, "num_stages": 3}, "outputs": {"num_warps": 4, "num_stages": 2}}
-
-
-@triton.jit
-def _steps(dt_ptr, at, stride, bias, low, high, here, SOFTPLUS: tl.constexpr):
-    """Time steps of a chunk (q,): fp32, 0 where there is no token."""
-    raw = tl.load(dt_ptr + at * stride, mask=here, other=0.0).to(tl.float32) + bias
-    step = softplus(raw) if SOFTPLUS else raw
-    return tl.where(here, tl.minimum(tl.maximum(step, low), high), 0.0)
+_PROGRAMS = 1024  # aimed at: several for each multiprocessor of a large GPU
+_LONGEST = 128  # tokens of a chunk; a segment is a multiple of it
 
 
 @triton.jit
-def _tile(ptr, at, stride, columns, here, WIDTH):
-    """(q, columns) of a tensor whose last stride is 1; 0 outside."""
+def load_tile(ptr, at, stride, columns, here, WIDTH):
+    """(rows, columns) of a tensor whose last stride is 1; 0 outside."""
     mask = here[:, None] & (columns < WIDTH)[None, :]
     return tl.load(ptr + at[:, None] * stride + columns[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def _segment_states(
-    x_ptr, dt_ptr, A_ptr, B_ptr, bias_ptr, run_ptr, local_ptr, kept_ptr,
-    length, segment, heads, per_group, low, high,
-    x_b, x_l, x_h, dt_b, dt_l, dt_h, B_b, B_l, B_g,
-    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
-    SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RUN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    index, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    P_BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
-    head, part = tl.program_id(1) // P_BLOCKS, tl.program_id(1) % P_BLOCKS
-    first = index.to(tl.int64) * segment
-    last = tl.minimum(first + segment, length)
-    cols_p = part * BLOCK_P + tl.arange(0, BLOCK_P)
-    cols_n = tl.arange(0, BLOCK_N)
-    A = tl.load(A_ptr + head).to(tl.float32) * LOG2_E
-    bias = tl.load(bias_ptr + head).to(tl.float32) if HAS_BIAS else 0.0
-    x_ptr += batch * x_b + head * x_h
-    dt_ptr += batch * dt_b + head * dt_h
-    B_ptr += batch * B_b + (head // per_group) * B_g
-    run_ptr += batch * length
-    state = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-    log_kept = 0.0
-    before = 0
-    if HAS_RUN:
-        before = tl.load(run_ptr + first - 1, mask=first > 0, other=0)
-        before = tl.where(before < 0, -1 - before, before)
-    entered = before
-    for start in tl.range(first, last, Q):
-        at = start + tl.arange(0, Q)
-        here = at < last
-        kept = 1.0
-        real = here
-        write_mask = here
-        if HAS_RUN:
-            code = tl.load(run_ptr + at, mask=here, other=0)
-            run = tl.where(code < 0, -1 - code, code)
-            now = tl.max(tl.where(here, run, 0), 0)
-            write_mask = here & (run == now)
-            kept = tl.where(now == before, 1.0, 0.0)
-            before = now
-            real = here & (code >= 0)
-        step = _steps(dt_ptr, at, dt_l, bias, low, high, real, SOFTPLUS)
-        log_decay = step * A
-        total = tl.sum(log_decay, 0)
-        write = tl.where(write_mask, tl.exp2(total - tl.cumsum(log_decay, 0)) * step, 0.0)
-        x = _tile(x_ptr, at, x_l, cols_p, real, P)
-        B = _tile(B_ptr, at, B_l, cols_n, real, N)
-        B = (B.to(tl.float32) * write[:, None]).to(x.dtype)
-        state = tl.dot(tl.trans(B), x, state * (tl.exp2(total) * kept), input_precision=PRECISION)
-        log_kept += total
-    whole = tl.exp2(log_kept) * tl.where(before == entered, 1.0, 0.0)
-    slot = (batch * tl.num_programs(0) + index) * heads + head
-    mask = (cols_n < N)[:, None] & (cols_p < P)[None, :]
-    tl.store(local_ptr + slot * (N * P) + cols_n[:, None] * P + cols_p[None, :], state, mask=mask)
-    if part == 0:
-        tl.store(kept_ptr + slot, whole)
+def entered_run(run_ptr, start):
+    """The run of the token before ``start``; 0, that of the initial state, before the first."""
+    return run_of(tl.load(run_ptr + start - 1, mask=start > 0, other=0))
 
 
 @triton.jit
+def decays_within(cum_ptr, rest_ptr, at, FORWARD: tl.constexpr, EXACT: tl.constexpr):
+    """Decays (q, q) between the tokens of a chunk: from columns to rows, or (not FORWARD) from rows to columns. Where
+    that runs against time the number means nothing, but is finite, so that 0 times it is 0."""
+    cum = tl.load(cum_ptr + at)
+    span = cum[:, None] - cum[None, :] if FORWARD else cum[None, :] - cum[:, None]
+    if EXACT:
+        rest = tl.load(rest_ptr + at)
+        span += rest[:, None] - rest[None, :] if FORWARD else rest[None, :] - rest[:, None]
+    return tl.exp2(tl.minimum(span, 64.0))
+
+
+@triton.jit
+def decay_to(cum_ptr, rest_ptr, at, end, EXACT: tl.constexpr):
+    """Decays (q,) from behind each token to ``end``, the last of its chunk, and the chunk's own."""
+    total = tl.load(cum_ptr + end)
+    span = total - tl.load(cum_ptr + at)
+    if EXACT:
+        rest = tl.load(rest_ptr + end)
+        span += rest - tl.load(rest_ptr + at)
+        total += rest
+    return tl.exp2(span), tl.exp2(total)
+
+
+@triton.jit
+def decay_from_start(cum_ptr, rest_ptr, at, EXACT: tl.constexpr):
+    """Decays (q,) from the start of a chunk to behind each token."""
+    cum = tl.load(cum_ptr + at)
+    if EXACT:
+        cum += tl.load(rest_ptr + at)
+    return tl.exp2(cum)
+
+
+@triton.jit
+def written(
+    state, x_ptr, B_ptr, step_ptr, cum_ptr, rest_ptr, run_ptr, chunk, length, x_l, B_l, cols_p, cols_n,
+    P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    HAS_RUN: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The state (n, p) behind a chunk from the one before it, and what the chunk keeps of the latter."""
+    at = chunk * Q + tl.arange(0, Q)
+    real = at < length
+    write, decay = decay_to(cum_ptr, rest_ptr, at, chunk * Q + Q - 1, EXACT)
+    write *= tl.load(step_ptr + at)
+    if HAS_RUN:
+        code = tl.load(run_ptr + at, mask=real, other=-1)
+        now = run_of(tl.load(run_ptr + tl.minimum(chunk * Q + Q, length) - 1))
+        write = tl.where(run_of(code) == now, write, 0.0)
+        decay = tl.where(now == entered_run(run_ptr, chunk * Q), decay, 0.0)
+        real = real & (code >= 0)
+    x = load_tile(x_ptr, at, x_l, cols_p, real, P)
+    B = load_tile(B_ptr, at, B_l, cols_n, real, N)
+    x = (x.to(tl.float32) * write[:, None]).to(x.dtype)
+    return tl.dot(tl.trans(B), x, state * decay, input_precision=PRECISION), decay
+
+
+@triton.jit(do_not_specialize=["length", "segment", "segments", "chunks_all"])
+def _chunk_states(
+    x_ptr, B_ptr, step_ptr, cum_ptr, rest_ptr, run_ptr, states_ptr, since_ptr, local_ptr, kept_ptr,
+    length, segment, segments, chunks_all, heads, per_group, x_b, x_l, x_h, B_b, B_l, B_g,
+    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
+    HAS_RUN: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0).to(tl.int64)
+    batch, index = index // segments, index % segments
+    P_BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
+    head, part = tl.program_id(1) // P_BLOCKS, tl.program_id(1) % P_BLOCKS
+    cols_p = part * BLOCK_P + tl.arange(0, BLOCK_P)
+    cols_n = tl.arange(0, BLOCK_N)
+    inside = (cols_n < N)[:, None] & (cols_p < P)[None, :]
+    tile = cols_n[:, None] * P + cols_p[None, :]
+    row = (batch * heads + head) * chunks_all * Q
+    state = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
+    since = 1.0  # what is left at this chunk of the state that entered the segment
+    first = index * segment
+    for chunk in tl.range(first, tl.minimum(first + segment, chunks_all)):
+        slot = (batch * chunks_all + chunk) * heads + head
+        tl.store(states_ptr + slot * (N * P) + tile, state.to(states_ptr.dtype.element_ty), mask=inside)
+        if part == 0:
+            tl.store(since_ptr + slot, since)
+        state, decay = written(
+            state, x_ptr + batch * x_b + head * x_h, B_ptr + batch * B_b + (head // per_group) * B_g,
+            step_ptr + row, cum_ptr + row, rest_ptr + row, run_ptr + batch * length, chunk, length, x_l, B_l,
+            cols_p, cols_n, P, N, Q, HAS_RUN, EXACT, PRECISION,
+        )  # fmt: skip
+        since *= decay
+    slot = (batch * segments + index) * heads + head
+    tl.store(local_ptr + slot * (N * P) + tile, state, mask=inside)
+    if part == 0:
+        tl.store(kept_ptr + slot, since)
+
+
+@triton.jit(do_not_specialize=["segments"])
 def _pass_states(
     local_ptr, kept_ptr, enter_ptr, segments, heads, SIZE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """enter[0] holds the initial state; enter[s + 1] = kept[s] enter[s] + local[s], for one head of one row."""
-    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    batch, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    cols = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < SIZE
     base = batch * (segments + 1) * heads + head
     state = tl.load(enter_ptr + base * SIZE + cols, mask=mask, other=0.0)
@@ -117,102 +150,113 @@ def _pass_states(
 
 
 @triton.jit
-def _outputs(
-    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, run_ptr, enter_ptr, y_ptr,
-    length, segment, segments, heads, per_group, low, high,
-    x_b, x_l, x_h, dt_b, dt_l, dt_h, B_b, B_l, B_g, C_b, C_l, C_g, y_b, y_l, y_h,
-    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
-    SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_RUN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    index, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    P_BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
-    head, part = tl.program_id(1) // P_BLOCKS, tl.program_id(1) % P_BLOCKS
-    first = index.to(tl.int64) * segment
-    last = tl.minimum(first + segment, length)
-    cols_p = part * BLOCK_P + tl.arange(0, BLOCK_P)
-    cols_n = tl.arange(0, BLOCK_N)
-    A = tl.load(A_ptr + head).to(tl.float32) * LOG2_E
-    bias = tl.load(bias_ptr + head).to(tl.float32) if HAS_BIAS else 0.0
+def _of_head(since_ptr, cum_ptr, rest_ptr, D_ptr, row, slot, head, at, HAS_D: tl.constexpr, EXACT: tl.constexpr):
+    """What ``_outputs`` wants of a head beside its tiles: loaded a turn ahead, so that nobody waits for it."""
     D = tl.load(D_ptr + head).to(tl.float32) if HAS_D else 0.0
-    x_ptr += batch * x_b + head * x_h
-    dt_ptr += batch * dt_b + head * dt_h
-    B_ptr += batch * B_b + (head // per_group) * B_g
-    C_ptr += batch * C_b + (head // per_group) * C_g
-    y_ptr += batch * y_b + head * y_h
-    run_ptr += batch * length
-    slot = (batch * (segments + 1) + index) * heads + head
-    inside = (cols_n < N)[:, None] & (cols_p < P)[None, :]
-    state = tl.load(enter_ptr + slot * (N * P) + cols_n[:, None] * P + cols_p[None, :], mask=inside, other=0.0)
-    rows = tl.arange(0, Q)
-    before = 0
+    return tl.load(since_ptr + slot), decay_from_start(cum_ptr + row, rest_ptr + row, at, EXACT), D
+
+
+@triton.jit(do_not_specialize=["length", "segment", "segments", "chunks_all"])
+def _outputs(
+    x_ptr, B_ptr, C_ptr, D_ptr, step_ptr, cum_ptr, rest_ptr, run_ptr, states_ptr, since_ptr, enter_ptr, y_ptr,
+    length, segment, segments, chunks_all, heads, per_group, per_part,
+    x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, y_b, y_l, y_h,
+    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_RUN: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    P_BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
+    index = tl.program_id(0).to(tl.int64)
+    batch, chunk = index // chunks_all, index % chunks_all
+    parts = per_group // per_part
+    group, part = tl.program_id(1) // parts, tl.program_id(1) % parts
+    at = chunk * Q + tl.arange(0, Q)
+    here = at < length
+    real = here
+    seen = at[:, None] >= at[None, :]
     if HAS_RUN:
-        before = tl.load(run_ptr + first - 1, mask=first > 0, other=0)
-        before = tl.where(before < 0, -1 - before, before)
-    for start in tl.range(first, last, Q):
-        at = start + rows
-        here = at < last
-        seen = rows[:, None] >= rows[None, :]
+        code = tl.load(run_ptr + batch * length + at, mask=here, other=-1)
+        run = run_of(code)
+        real = here & (code >= 0)
+        seen = seen & (run[:, None] == run[None, :])
+        reads = run == entered_run(run_ptr + batch * length, chunk * Q)
+    cols_n = tl.arange(0, BLOCK_N)
+    cols_p = tl.arange(0, BLOCK_P)
+    B = load_tile(B_ptr + batch * B_b + group * B_g, at, B_l, cols_n, real, N)
+    C = load_tile(C_ptr + batch * C_b + group * C_g, at, C_l, cols_n, real, N)
+    scores = tl.where(seen, tl.dot(C, tl.trans(B), input_precision=PRECISION), 0.0).to(C.dtype)
+    head = group * per_group + part * per_part
+    row = (batch * heads + head) * chunks_all * Q
+    slot = (batch * chunks_all + chunk) * heads + head
+    since, read, D = _of_head(since_ptr, cum_ptr, rest_ptr, D_ptr, row, slot, head, at, HAS_D, EXACT)
+    turns = per_part * P_BLOCKS
+    for i in tl.range(0, turns):
+        cols = (i % P_BLOCKS) * BLOCK_P + cols_p
+        inside = (cols_n < N)[:, None] & (cols < P)[None, :]
+        tile = cols_n[:, None] * P + cols[None, :]
+        this = head + i // P_BLOCKS
+        row = (batch * heads + this) * chunks_all * Q
+        slot = (batch * chunks_all + chunk) * heads + this
+        from_segment = (batch * (segments + 1) + chunk // segment) * heads + this
+        now_since, now_read, now_D = since, read, D
+        ahead = head + tl.minimum(i + 1, turns - 1) // P_BLOCKS
+        since, read, D = _of_head(
+            since_ptr, cum_ptr, rest_ptr, D_ptr, (batch * heads + ahead) * chunks_all * Q,
+            (batch * chunks_all + chunk) * heads + ahead, ahead, at, HAS_D, EXACT,
+        )  # fmt: skip
+        x = load_tile(x_ptr + batch * x_b + this * x_h, at, x_l, cols, real, P)
+        state = tl.load(states_ptr + slot * (N * P) + tile, mask=inside, other=0.0)
+        enter = tl.load(enter_ptr + from_segment * (N * P) + tile, mask=inside, other=0.0)
+        y = tl.dot(C, enter, input_precision=PRECISION) * now_since
+        y = tl.dot(C, state, y, input_precision=PRECISION)
         if HAS_RUN:
-            code = tl.load(run_ptr + at, mask=here, other=0)
-            run = tl.where(code < 0, -1 - code, code)
-            now = tl.max(tl.where(here, run, 0), 0)
-            real = here & (code >= 0)
-            seen = seen & (run[:, None] == run[None, :])
-        else:
-            real = here
-        step = _steps(dt_ptr, at, dt_l, bias, low, high, real, SOFTPLUS)
-        log_decay = step * A
-        cum = tl.cumsum(log_decay, 0)
-        total = tl.sum(log_decay, 0)
-        read = tl.exp2(cum)
-        write = tl.exp2(total - cum) * step
-        decay = tl.exp2(total)
-        if HAS_RUN:
-            read = tl.where(run == before, read, 0.0)
-            write = tl.where(run == now, write, 0.0)
-            decay = tl.where(now == before, decay, 0.0)
-            before = now
-        x = _tile(x_ptr, at, x_l, cols_p, real, P)
-        B = _tile(B_ptr, at, B_l, cols_n, real, N)
-        C = _tile(C_ptr, at, C_l, cols_n, real, N)
-        mix = tl.dot(C, tl.trans(B), input_precision=PRECISION)
-        mix = tl.where(seen, mix * tl.exp2(cum[:, None] - cum[None, :]) * step[None, :], 0.0)
-        y = tl.dot(C, state.to(x.dtype), input_precision=PRECISION) * read[:, None]
+            now_read = tl.where(reads, now_read, 0.0)
+        y *= now_read[:, None]
+        decay = decays_within(cum_ptr + row, rest_ptr + row, at, True, EXACT)
+        mix = scores.to(tl.float32) * decay * tl.load(step_ptr + row + at)[None, :]
         y = tl.dot(mix.to(x.dtype), x, y, input_precision=PRECISION)
         if HAS_D:
-            y += D * x.to(tl.float32)
+            y += now_D * x.to(tl.float32)
         y = tl.where(real[:, None], y, 0.0)
-        tl.store(y_ptr + at[:, None] * y_l + cols_p[None, :], y, mask=here[:, None] & (cols_p < P)[None, :])
-        B = (B.to(tl.float32) * write[:, None]).to(x.dtype)
-        state = tl.dot(tl.trans(B), x, state * decay, input_precision=PRECISION)
-
-
-def _block(size: int) -> int:
-    """Smallest power of two that holds ``size``, at least the 16 that a matrix product takes."""
-    return max(16, triton.next_power_of_2(size))
+        mask = here[:, None] & (cols < P)[None, :]
+        tl.store(y_ptr + batch * y_b + this * y_h + at[:, None] * y_l + cols[None, :], y, mask=mask)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How shapes are cut into programs; decided by the shapes alone, so that results are."""
+    """How shapes are cut into programs; decided by shapes and dtype alone, so that results are."""
 
+    chunk: int  # tokens
+    chunks: int
+    segment: int  # chunks of a segment
+    segments: int
     block_p: int  # columns of the state a program holds
     block_n: int
-    blocks: int  # of columns, to cover headdim
-    segment: int  # tokens
-    segments: int
+    p_blocks: int  # of block_p, to cover headdim
+
+    def heads_together(self, batch: int, groups: int, per_group: int, programs: int) -> int:
+        """How many heads of a group share a program: a divisor of them that leaves about so many ``programs``."""
+        rows = batch * self.chunks * groups
+        fits = [d for d in range(1, per_group + 1) if per_group % d == 0 and rows * (per_group // d) >= programs]
+        return max(fits, default=1)
 
 
-def plan(x: Tensor, B: Tensor) -> Plan:
-    """The cut for x (b, l, h, p) and B (b, l, g, n): segments of whole chunks, at least four, near PROGRAMS in all."""
+def plan(x: Tensor, B: Tensor, chunk: int | None = None) -> Plan:
+    """The cut for x (b, l, h, p) and B (b, l, g, n). The backward names its own ``chunk``; segments stay the same."""
     b, l, h, p = x.shape
-    block_n = _block(B.shape[3])
-    block_p = min(_block(p), 64 if block_n > 64 else 128)
-    blocks = -(-p // block_p)
-    wanted = max(1, PROGRAMS // (b * h * blocks))
-    segment = max(4, triton.cdiv(triton.cdiv(l, CHUNK), wanted)) * CHUNK
-    return Plan(block_p, block_n, blocks, segment, -(-l // segment))
+    block_n = power_of_two(B.shape[3], 16)
+    block_p = min(power_of_two(p, 16), 64)
+    p_blocks = -(-p // block_p)
+    wanted = max(1, _PROGRAMS // (b * h * p_blocks))
+    segment = max(2, -(-l // (_LONGEST * wanted))) * _LONGEST  # tokens
+    if chunk is None:
+        chunk = _LONGEST if block_n * x.element_size() <= 256 else _LONGEST // 2
+    return Plan(chunk, -(-l // chunk), segment // chunk, -(-l // segment), block_p, block_n, p_blocks)
+
+
+def precision(x: Tensor) -> dict[str, object]:
+    """How products are formed, and whether decays keep all float32 digits."""
+    exact = x.dtype == torch.float32
+    return {"EXACT": exact, "PRECISION": "tf32x3" if exact else "tf32"}
 
 
 def forward(
@@ -227,43 +271,43 @@ def forward(
     seq_idx: Tensor | None,
     softplus: bool,
     limit: tuple[float, float],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs (b, l, h, p) in x's dtype, final state (b, h, p, n) in float32, and for the backward the states that
-    enter each segment (b, segments + 1, h, n, p) and what it keeps of them (b, segments, h)."""
+    enter each segment (b, segments + 1, h, n, p)."""
     b, l, h, p = x.shape
     g, n = B.shape[2:]
     x, B, C = inner_contiguous(x), inner_contiguous(B.to(x.dtype)), inner_contiguous(C.to(x.dtype))
     cut = plan(x, B)
-    segment, segments = cut.segment, cut.segments
-    y = torch.empty(b, l, h, p, dtype=x.dtype, device=x.device)
-    local = torch.empty(b, segments, h, n, p, dtype=torch.float32, device=x.device)
-    kept = torch.empty(b, segments, h, dtype=torch.float32, device=x.device)
-    enter = torch.empty(b, segments + 1, h, n, p, dtype=torch.float32, device=x.device)
+    run = None if seq_idx is None else encode_runs(seq_idx)
+    flags = {"HAS_RUN": run is not None, **precision(x)}
+    steps = Steps(dt, A, dt_bias, run, cut.chunk, softplus, limit, flags["EXACT"] is True)
+    decays = (steps.step, steps.cum, steps.rest, A if run is None else run)
+    sizes = {"P": p, "N": n, "BLOCK_P": cut.block_p, "BLOCK_N": cut.block_n, "Q": cut.chunk}
+    states = torch.empty(b, cut.chunks, h, n, p, dtype=x.dtype, device=x.device)
+    since = torch.empty(b, cut.chunks, h, dtype=torch.float32, device=x.device)
+    local = torch.empty(b, cut.segments, h, n, p, dtype=torch.float32, device=x.device)
+    kept = torch.empty(b, cut.segments, h, dtype=torch.float32, device=x.device)
+    _chunk_states[(b * cut.segments, h * cut.p_blocks)](
+        x, B, *decays, states, since, local, kept,
+        l, cut.segment, cut.segments, cut.chunks, h, h // g, *x.stride()[:3], *B.stride()[:3],
+        **sizes, **flags, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    enter = torch.empty(b, cut.segments + 1, h, n, p, dtype=torch.float32, device=x.device)
     enter[:, 0] = 0 if initial_state is None else initial_state.transpose(-1, -2)
-    run = x if seq_idx is None else encode_runs(seq_idx)
-    shape = {"P": p, "N": n, "BLOCK_P": cut.block_p, "BLOCK_N": cut.block_n, "Q": CHUNK}
-    flags = {
-        "SOFTPLUS": softplus,
-        "HAS_BIAS": dt_bias is not None,
-        "HAS_RUN": seq_idx is not None,
-        "PRECISION": "tf32x3" if x.dtype == torch.float32 else "tf32",
-    }
-    bias = A if dt_bias is None else dt_bias
-    grid = (segments, h * cut.blocks, b)
-    low, high = limit
-    _segment_states[grid](
-        x, dt, A, B, bias, run, local, kept,
-        l, segment, h, h // g, low, high,
-        *x.stride()[:3], *dt.stride(), *B.stride()[:3],
-        **shape, **flags, **LAUNCH["states"],
+    pass_states(_pass_states, local, kept, enter)
+    y = torch.empty(b, l, h, p, dtype=x.dtype, device=x.device)
+    together = cut.heads_together(b, g, h // g, _PROGRAMS)
+    _outputs[(b * cut.chunks, h // together)](
+        x, B, C, A if D is None else D, *decays, states, since, enter.to(x.dtype), y,
+        l, cut.segment, cut.segments, cut.chunks, h, h // g, together,
+        *x.stride()[:3], *B.stride()[:3], *C.stride()[:3], *y.stride()[:3],
+        **sizes, **flags, HAS_D=D is not None, num_warps=8 if cut.chunk == _LONGEST else 4, num_stages=2,
     )  # fmt: skip
-    size = n * p
-    block = min(1024, triton.next_power_of_2(size))
-    _pass_states[(-(-size // block), h, b)](local, kept, enter, segments, h, SIZE=size, BLOCK=block)
-    _outputs[grid](
-        x, dt, A, B, C, A if D is None else D, bias, run, enter, y,
-        l, segment, segments, h, h // g, low, high,
-        *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3], *y.stride()[:3],
-        **shape, **flags, HAS_D=D is not None, **LAUNCH["outputs"],
-    )  # fmt: skip
-    return y, enter[:, -1].transpose(-1, -2).contiguous(), enter, kept
+    return y, enter[:, -1].transpose(-1, -2).contiguous(), enter
+
+
+def pass_states(kernel, local: Tensor, kept: Tensor, border: Tensor) -> None:
+    """Launch ``_pass_states``, or its mirror in the backward, over segments of states (b, segments, h, n, p)."""
+    b, segments, h, n, p = local.shape
+    block = min(256, power_of_two(n * p))
+    kernel[(b, h, -(-n * p // block))](local, kept, border, segments, h, SIZE=n * p, BLOCK=block, num_warps=2)

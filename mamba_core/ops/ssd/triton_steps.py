@@ -1,0 +1,148 @@
+"""Time steps and running decays of the state-space dual operation, for all heads of a chunk at a time, in Triton.
+
+Every other kernel reads what is written here: (b, h, chunks x q) float32, tokens side by side, 0 steps behind the end.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mamba_core.ops.kernels import LOG2_E, power_of_two, sigmoid, softplus
+
+_HEADS = 32  # a program's share
+
+
+@triton.jit
+def _raw_steps(dt_ptr, bias_ptr, at, head, here, dt_l, dt_h, HAS_BIAS: tl.constexpr):
+    """(q, heads): dt + bias."""
+    raw = tl.load(dt_ptr + at[:, None] * dt_l + head[None, :] * dt_h, mask=here, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        raw += tl.load(bias_ptr + head).to(tl.float32)[None, :]
+    return raw
+
+
+@triton.jit(do_not_specialize=["length", "chunks"])
+def _steps(
+    dt_ptr, A_ptr, bias_ptr, run_ptr, step_ptr, cum_ptr, rest_ptr,
+    length, chunks, heads, low, high, dt_b, dt_l, dt_h,
+    Q: tl.constexpr, HEADS: tl.constexpr,
+    SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RUN: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0).to(tl.int64)
+    batch, chunk = index // chunks, index % chunks
+    at = chunk * Q + tl.arange(0, Q)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    known = head < heads
+    head = tl.where(known, head, 0)
+    here = (at < length)[:, None] & known[None, :]
+    if HAS_RUN:
+        code = tl.load(run_ptr + batch * length + at, mask=at < length, other=-1)
+        here = here & (code >= 0)[:, None]
+    raw = _raw_steps(dt_ptr + batch * dt_b, bias_ptr, at, head, here, dt_l, dt_h, HAS_BIAS)
+    step = softplus(raw) if SOFTPLUS else raw
+    step = tl.where(here, tl.minimum(tl.maximum(step, low), high), 0.0)
+    A = tl.load(A_ptr + head).to(tl.float32) * LOG2_E
+    # A decay of 2^-160 is 0 in float32; sums over it stay small enough to keep the digits of what comes behind.
+    log_decay = tl.maximum(step * A[None, :], -160.0)
+    to = (batch * heads + head)[None, :] * (chunks * Q) + at[:, None]
+    tl.store(step_ptr + to, step, mask=known[None, :])
+    if EXACT:  # multiples of 2^-7, whose sums are exact, and what is left
+        coarse = tl.floor(log_decay * 128.0 + 0.5) * 0.0078125
+        tl.store(cum_ptr + to, tl.cumsum(coarse, 0), mask=known[None, :])
+        tl.store(rest_ptr + to, tl.cumsum(log_decay - coarse, 0), mask=known[None, :])
+    else:
+        tl.store(cum_ptr + to, tl.cumsum(log_decay, 0), mask=known[None, :])
+
+
+@triton.jit(do_not_specialize=["length", "chunks"])
+def _steps_backward(
+    dt_ptr, A_ptr, bias_ptr, run_ptr, ends_ptr, written_ptr, direct_ptr, keep_ptr, ddt_ptr, dA_ptr, dbias_ptr,
+    length, chunks, heads, low, high, dt_b, dt_l, dt_h,
+    Q: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RUN: tl.constexpr,
+):  # fmt: skip
+    """Gradient of dt from what the log-decay of each token takes part in: reads at its place or later (``ends``),
+    writes before it (``written``), what the chunk keeps of the state; and from its input (``direct``)."""
+    index = tl.program_id(0).to(tl.int64)
+    batch, chunk = index // chunks, index % chunks
+    at = chunk * Q + tl.arange(0, Q)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    known = head < heads
+    head = tl.where(known, head, 0)
+    here = (at < length)[:, None] & known[None, :]
+    real = here
+    if HAS_RUN:
+        code = tl.load(run_ptr + batch * length + at, mask=at < length, other=-1)
+        real = here & (code >= 0)[:, None]
+    of = (batch * heads + head)[None, :] * (chunks * Q) + at[:, None]
+    ends = tl.load(ends_ptr + of, mask=here, other=0.0)
+    written = tl.load(written_ptr + of, mask=here, other=0.0)
+    direct = tl.load(direct_ptr + of, mask=here, other=0.0)
+    keep = tl.load(keep_ptr + (batch * chunks + chunk) * heads + head)
+    spans = tl.sum(ends, 0)[None, :] - tl.cumsum(ends, 0) + ends + tl.cumsum(written, 0) - written + keep[None, :]
+    raw = _raw_steps(dt_ptr + batch * dt_b, bias_ptr, at, head, real, dt_l, dt_h, HAS_BIAS)
+    free = softplus(raw) if SOFTPLUS else raw
+    step = tl.minimum(tl.maximum(free, low), high)
+    A = tl.load(A_ptr + head).to(tl.float32)
+    ddt = direct + spans * A[None, :]
+    if SOFTPLUS:
+        ddt *= sigmoid(raw)
+    ddt = tl.where(real & (free >= low) & (free <= high), ddt, 0.0)  # the clamp lets nothing through outside
+    tl.store(ddt_ptr + (batch * length + at)[:, None] * heads + head[None, :], ddt, mask=here)
+    sums = (batch * chunks + chunk) * heads + head
+    tl.store(dA_ptr + sums, tl.sum(tl.where(real, spans * step, 0.0), 0), mask=known)
+    tl.store(dbias_ptr + sums, tl.sum(ddt, 0), mask=known)
+
+
+def _launch(heads: int) -> tuple[int, int]:
+    """Heads a program, and programs to cover them."""
+    share = min(_HEADS, power_of_two(heads))
+    return share, -(-heads // share)
+
+
+class Steps:
+    """Time steps, and the running sum of log2 decays inside each chunk of ``q`` tokens."""
+
+    step: Tensor  # (b, h, chunks q) float32
+    cum: Tensor  # (b, h, chunks q) float32, in base 2
+    rest: Tensor  # (b, h, chunks q) float32: what cum lacks, where float32 inputs want all digits; else cum itself
+
+    def __init__(
+        self,
+        dt: Tensor,
+        A: Tensor,
+        dt_bias: Tensor | None,
+        run: Tensor | None,
+        q: int,
+        softplus: bool,
+        limit: tuple[float, float],
+        exact: bool,
+    ):
+        b, l, h = dt.shape
+        self.chunks = -(-l // q)
+        self.dt, self.A, self.dt_bias, self.run, self.q, self.exact = dt, A, dt_bias, run, q, exact
+        self.limit = limit
+        self.flags = {"SOFTPLUS": softplus, "HAS_BIAS": dt_bias is not None, "HAS_RUN": run is not None}
+        self.step = torch.empty(b, h, self.chunks * q, dtype=torch.float32, device=dt.device)
+        self.cum = torch.empty_like(self.step)
+        self.rest = torch.empty_like(self.step) if exact else self.cum
+        share, programs = _launch(h)
+        _steps[(b * self.chunks, programs)](
+            dt, A, A if dt_bias is None else dt_bias, A if run is None else run, self.step, self.cum, self.rest,
+            l, self.chunks, h, *limit, *dt.stride(), Q=q, HEADS=share, EXACT=exact, **self.flags,
+        )  # fmt: skip
+
+    def backward(self, ends: Tensor, written: Tensor, direct: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of dt (b, l, h), A (h,) and dt_bias (h,), float32; see ``_steps_backward``."""
+        dt, A = self.dt, self.A
+        b, l, h = dt.shape
+        ddt = torch.empty(b, l, h, dtype=torch.float32, device=dt.device)
+        dA = torch.empty(b, self.chunks, h, dtype=torch.float32, device=dt.device)
+        dbias = torch.empty_like(dA)
+        share, programs = _launch(h)
+        _steps_backward[(b * self.chunks, programs)](
+            dt, A, A if self.dt_bias is None else self.dt_bias, A if self.run is None else self.run,
+            ends, written, direct, keep, ddt, dA, dbias,
+            l, self.chunks, h, *self.limit, *dt.stride(), Q=self.q, HEADS=share, **self.flags,
+        )  # fmt: skip
+        return ddt, dA.sum((0, 1)), dbias.sum((0, 1))
