@@ -3,7 +3,7 @@
 The sequence is cut into segments of chunks.
 
 1. ``triton_steps``: time steps and running decays, once.
-2. ``_chunk_states``: a program works through a segment chunk by chunk with the state in registers, from zero. It writes
+2. ``chunk_states``: a program works through a segment chunk by chunk with the state in registers, from zero. It writes
    down, in the dtype of x, the state that enters each chunk, and in float32 what the segment adds to the state.
 3. ``_pass_states``: the state that enters each segment; as many steps as there are segments.
 4. ``_outputs``: every chunk by itself: what its tokens read from each other, from the chunks of the segment before
@@ -24,14 +24,23 @@ from mamba_core.ops.kernels import encode_runs, inner_contiguous, power_of_two, 
 from mamba_core.ops.ssd.triton_steps import Steps
 
 _PROGRAMS = 1024  # aimed at: several for each multiprocessor of a large GPU
+LAUNCH = {  # found best on an H200 among those that change no digit
+    "states": {"num_warps": 4, "num_stages": 2},
+    "outputs": {"num_warps": 8, "num_stages": 3},
+}
 _LONGEST = 128  # tokens of a chunk; a segment is a multiple of it
 
 
 @triton.jit
-def load_tile(ptr, at, stride, columns, here, WIDTH):
-    """(rows, columns) of a tensor whose last stride is 1; 0 outside."""
-    mask = here[:, None] & (columns < WIDTH)[None, :]
-    return tl.load(ptr + at[:, None] * stride + columns[None, :], mask=mask, other=0.0)
+def load_tile(ptr, at, stride, columns, real, left, WIDTH: tl.constexpr, MASKED: tl.constexpr):
+    """(rows, columns) of a tensor whose last stride is 1; offsets in a tile fit in 32 bits. If MASKED padding is 0; else
+    there is none, and behind the last of the ``left`` tokens that one is repeated."""
+    inside = (columns < WIDTH)[None, :]
+    if MASKED:
+        inside = inside & real[:, None]
+    else:
+        at = tl.minimum(at, left - 1)
+    return tl.load(ptr + at[:, None] * stride + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -41,70 +50,74 @@ def entered_run(run_ptr, start):
 
 
 @triton.jit
-def decays_within(cum_ptr, rest_ptr, at, FORWARD: tl.constexpr, EXACT: tl.constexpr):
-    """Decays (q, q) between the tokens of a chunk: from columns to rows, or (not FORWARD) from rows to columns. Where
-    that runs against time the number means nothing, but is finite, so that 0 times it is 0."""
+def weights_within(step_ptr, cum_ptr, also_ptr, at, EXACT: tl.constexpr):
+    """Decay from column to row times the column's step, (q, q). Above the diagonal the number means nothing, but is
+    finite in float16, too, so that 0 times it is 0."""
     cum = tl.load(cum_ptr + at)
-    span = cum[:, None] - cum[None, :] if FORWARD else cum[None, :] - cum[:, None]
+    also = tl.load(also_ptr + at)
     if EXACT:
-        rest = tl.load(rest_ptr + at)
-        span += rest[:, None] - rest[None, :] if FORWARD else rest[None, :] - rest[:, None]
-    return tl.exp2(tl.minimum(span, 64.0))
+        span = cum[:, None] - cum[None, :] + (also[:, None] - also[None, :])
+        return tl.exp2(tl.minimum(span, 15.0)) * tl.load(step_ptr + at)[None, :]
+    return tl.exp2(tl.minimum(cum[:, None] - also[None, :], 15.0))
 
 
 @triton.jit
-def decay_to(cum_ptr, rest_ptr, at, end, EXACT: tl.constexpr):
+def decay_to(cum_ptr, also_ptr, at, end, EXACT: tl.constexpr):
     """Decays (q,) from behind each token to ``end``, the last of its chunk, and the chunk's own."""
     total = tl.load(cum_ptr + end)
     span = total - tl.load(cum_ptr + at)
     if EXACT:
-        rest = tl.load(rest_ptr + end)
-        span += rest - tl.load(rest_ptr + at)
+        rest = tl.load(also_ptr + end)
+        span += rest - tl.load(also_ptr + at)
         total += rest
     return tl.exp2(span), tl.exp2(total)
 
 
 @triton.jit
-def decay_from_start(cum_ptr, rest_ptr, at, EXACT: tl.constexpr):
+def decay_from_start(cum_ptr, also_ptr, at, EXACT: tl.constexpr):
     """Decays (q,) from the start of a chunk to behind each token."""
     cum = tl.load(cum_ptr + at)
     if EXACT:
-        cum += tl.load(rest_ptr + at)
+        cum += tl.load(also_ptr + at)
     return tl.exp2(cum)
 
 
 @triton.jit
-def written(
-    state, x_ptr, B_ptr, step_ptr, cum_ptr, rest_ptr, run_ptr, chunk, length, x_l, B_l, cols_p, cols_n,
+def _written(
+    state, x_ptr, B_ptr, step_ptr, cum_ptr, also_ptr, run_ptr, chunk, length, x_l, B_l, cols_p, cols_n,
     P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     HAS_RUN: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The state (n, p) behind a chunk from the one before it, and what the chunk keeps of the latter."""
-    at = chunk * Q + tl.arange(0, Q)
-    real = at < length
-    write, decay = decay_to(cum_ptr, rest_ptr, at, chunk * Q + Q - 1, EXACT)
-    write *= tl.load(step_ptr + at)
+    start = chunk * Q
+    at = tl.arange(0, Q)
+    left = length - start
+    real = at < left
+    write, decay = decay_to(cum_ptr + start, also_ptr + start, at, Q - 1, EXACT)
+    write *= tl.load(step_ptr + start + at)
     if HAS_RUN:
-        code = tl.load(run_ptr + at, mask=real, other=-1)
-        now = run_of(tl.load(run_ptr + tl.minimum(chunk * Q + Q, length) - 1))
+        code = tl.load(run_ptr + start + at, mask=real, other=-1)
+        now = run_of(tl.load(run_ptr + tl.minimum(start + Q, length) - 1))
         write = tl.where(run_of(code) == now, write, 0.0)
-        decay = tl.where(now == entered_run(run_ptr, chunk * Q), decay, 0.0)
+        decay = tl.where(now == entered_run(run_ptr, start), decay, 0.0)
         real = real & (code >= 0)
-    x = load_tile(x_ptr, at, x_l, cols_p, real, P)
-    B = load_tile(B_ptr, at, B_l, cols_n, real, N)
+    x = load_tile(x_ptr + start * x_l, at, x_l, cols_p, real, left, P, HAS_RUN)
+    B = load_tile(B_ptr + start * B_l, at, B_l, cols_n, real, left, N, HAS_RUN)
     x = (x.to(tl.float32) * write[:, None]).to(x.dtype)
     return tl.dot(tl.trans(B), x, state * decay, input_precision=PRECISION), decay
 
 
-@triton.jit(do_not_specialize=["length", "segment", "segments", "chunks_all"])
-def _chunk_states(
-    x_ptr, B_ptr, step_ptr, cum_ptr, rest_ptr, run_ptr, states_ptr, since_ptr, local_ptr, kept_ptr,
-    length, segment, segments, chunks_all, heads, per_group, x_b, x_l, x_h, B_b, B_l, B_g,
+@triton.jit(do_not_specialize=["length", "slab", "slabs", "segment", "segments", "chunks_all", "chunks_slab"])
+def chunk_states(
+    x_ptr, B_ptr, step_ptr, cum_ptr, also_ptr, run_ptr, states_ptr, since_ptr, local_ptr, kept_ptr, enter_ptr,
+    length, slab, slabs, segment, segments, chunks_all, chunks_slab, heads, per_group, x_b, x_l, x_h, B_b, B_l, B_g,
     P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
-    HAS_RUN: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+    ENTERED: tl.constexpr, HAS_RUN: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """The states that enter the chunks of ``slabs`` segments from segment ``slab`` on: in full from the states that
+    enter the segments if ENTERED, else from zero, and then what a segment adds and keeps as well."""
     index = tl.program_id(0).to(tl.int64)
-    batch, index = index // segments, index % segments
+    batch, index = index // slabs, slab + index % slabs
     P_BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
     head, part = tl.program_id(1) // P_BLOCKS, tl.program_id(1) % P_BLOCKS
     cols_p = part * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -112,24 +125,29 @@ def _chunk_states(
     inside = (cols_n < N)[:, None] & (cols_p < P)[None, :]
     tile = cols_n[:, None] * P + cols_p[None, :]
     row = (batch * heads + head) * chunks_all * Q
-    state = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-    since = 1.0  # what is left at this chunk of the state that entered the segment
     first = index * segment
+    if ENTERED:
+        border = (batch * (segments + 1) + index) * heads + head
+        state = tl.load(enter_ptr + border * (N * P) + tile, mask=inside, other=0.0)
+    else:
+        state = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
+    since = 1.0  # what is left at this chunk of the state that entered the segment
     for chunk in tl.range(first, tl.minimum(first + segment, chunks_all)):
-        slot = (batch * chunks_all + chunk) * heads + head
+        slot = (batch * chunks_slab + chunk - slab * segment) * heads + head
         tl.store(states_ptr + slot * (N * P) + tile, state.to(states_ptr.dtype.element_ty), mask=inside)
-        if part == 0:
+        if not ENTERED and part == 0:
             tl.store(since_ptr + slot, since)
-        state, decay = written(
+        state, decay = _written(
             state, x_ptr + batch * x_b + head * x_h, B_ptr + batch * B_b + (head // per_group) * B_g,
-            step_ptr + row, cum_ptr + row, rest_ptr + row, run_ptr + batch * length, chunk, length, x_l, B_l,
+            step_ptr + row, cum_ptr + row, also_ptr + row, run_ptr + batch * length, chunk, length, x_l, B_l,
             cols_p, cols_n, P, N, Q, HAS_RUN, EXACT, PRECISION,
         )  # fmt: skip
         since *= decay
-    slot = (batch * segments + index) * heads + head
-    tl.store(local_ptr + slot * (N * P) + tile, state, mask=inside)
-    if part == 0:
-        tl.store(kept_ptr + slot, since)
+    if not ENTERED:
+        slot = (batch * segments + index) * heads + head
+        tl.store(local_ptr + slot * (N * P) + tile, state, mask=inside)
+        if part == 0:
+            tl.store(kept_ptr + slot, since)
 
 
 @triton.jit(do_not_specialize=["segments"])
@@ -150,15 +168,15 @@ def _pass_states(
 
 
 @triton.jit
-def _of_head(since_ptr, cum_ptr, rest_ptr, D_ptr, row, slot, head, at, HAS_D: tl.constexpr, EXACT: tl.constexpr):
+def _of_head(since_ptr, cum_ptr, also_ptr, D_ptr, row, slot, head, at, HAS_D: tl.constexpr, EXACT: tl.constexpr):
     """What ``_outputs`` wants of a head beside its tiles: loaded a turn ahead, so that nobody waits for it."""
     D = tl.load(D_ptr + head).to(tl.float32) if HAS_D else 0.0
-    return tl.load(since_ptr + slot), decay_from_start(cum_ptr + row, rest_ptr + row, at, EXACT), D
+    return tl.load(since_ptr + slot), decay_from_start(cum_ptr + row, also_ptr + row, at, EXACT), D
 
 
 @triton.jit(do_not_specialize=["length", "segment", "segments", "chunks_all"])
 def _outputs(
-    x_ptr, B_ptr, C_ptr, D_ptr, step_ptr, cum_ptr, rest_ptr, run_ptr, states_ptr, since_ptr, enter_ptr, y_ptr,
+    x_ptr, B_ptr, C_ptr, D_ptr, step_ptr, cum_ptr, also_ptr, run_ptr, states_ptr, since_ptr, enter_ptr, y_ptr,
     length, segment, segments, chunks_all, heads, per_group, per_part,
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, y_b, y_l, y_h,
     P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
@@ -169,41 +187,43 @@ def _outputs(
     batch, chunk = index // chunks_all, index % chunks_all
     parts = per_group // per_part
     group, part = tl.program_id(1) // parts, tl.program_id(1) % parts
-    at = chunk * Q + tl.arange(0, Q)
-    here = at < length
+    start = chunk * Q
+    at = tl.arange(0, Q)
+    left = length - start
+    here = at < left
     real = here
     seen = at[:, None] >= at[None, :]
     if HAS_RUN:
-        code = tl.load(run_ptr + batch * length + at, mask=here, other=-1)
+        code = tl.load(run_ptr + batch * length + start + at, mask=here, other=-1)
         run = run_of(code)
         real = here & (code >= 0)
         seen = seen & (run[:, None] == run[None, :])
-        reads = run == entered_run(run_ptr + batch * length, chunk * Q)
+        reads = run == entered_run(run_ptr + batch * length, start)
     cols_n = tl.arange(0, BLOCK_N)
     cols_p = tl.arange(0, BLOCK_P)
-    B = load_tile(B_ptr + batch * B_b + group * B_g, at, B_l, cols_n, real, N)
-    C = load_tile(C_ptr + batch * C_b + group * C_g, at, C_l, cols_n, real, N)
+    B = load_tile(B_ptr + batch * B_b + group * B_g + start * B_l, at, B_l, cols_n, real, left, N, HAS_RUN)
+    C = load_tile(C_ptr + batch * C_b + group * C_g + start * C_l, at, C_l, cols_n, real, left, N, HAS_RUN)
     scores = tl.where(seen, tl.dot(C, tl.trans(B), input_precision=PRECISION), 0.0).to(C.dtype)
     head = group * per_group + part * per_part
-    row = (batch * heads + head) * chunks_all * Q
+    row = (batch * heads + head) * chunks_all * Q + start
     slot = (batch * chunks_all + chunk) * heads + head
-    since, read, D = _of_head(since_ptr, cum_ptr, rest_ptr, D_ptr, row, slot, head, at, HAS_D, EXACT)
+    since, read, D = _of_head(since_ptr, cum_ptr, also_ptr, D_ptr, row, slot, head, at, HAS_D, EXACT)
     turns = per_part * P_BLOCKS
     for i in tl.range(0, turns):
         cols = (i % P_BLOCKS) * BLOCK_P + cols_p
         inside = (cols_n < N)[:, None] & (cols < P)[None, :]
         tile = cols_n[:, None] * P + cols[None, :]
         this = head + i // P_BLOCKS
-        row = (batch * heads + this) * chunks_all * Q
+        row = (batch * heads + this) * chunks_all * Q + start
         slot = (batch * chunks_all + chunk) * heads + this
         from_segment = (batch * (segments + 1) + chunk // segment) * heads + this
         now_since, now_read, now_D = since, read, D
         ahead = head + tl.minimum(i + 1, turns - 1) // P_BLOCKS
         since, read, D = _of_head(
-            since_ptr, cum_ptr, rest_ptr, D_ptr, (batch * heads + ahead) * chunks_all * Q,
+            since_ptr, cum_ptr, also_ptr, D_ptr, (batch * heads + ahead) * chunks_all * Q + start,
             (batch * chunks_all + chunk) * heads + ahead, ahead, at, HAS_D, EXACT,
         )  # fmt: skip
-        x = load_tile(x_ptr + batch * x_b + this * x_h, at, x_l, cols, real, P)
+        x = load_tile(x_ptr + batch * x_b + this * x_h + start * x_l, at, x_l, cols, real, left, P, HAS_RUN)
         state = tl.load(states_ptr + slot * (N * P) + tile, mask=inside, other=0.0)
         enter = tl.load(enter_ptr + from_segment * (N * P) + tile, mask=inside, other=0.0)
         y = tl.dot(C, enter, input_precision=PRECISION) * now_since
@@ -211,14 +231,14 @@ def _outputs(
         if HAS_RUN:
             now_read = tl.where(reads, now_read, 0.0)
         y *= now_read[:, None]
-        decay = decays_within(cum_ptr + row, rest_ptr + row, at, True, EXACT)
-        mix = scores.to(tl.float32) * decay * tl.load(step_ptr + row + at)[None, :]
-        y = tl.dot(mix.to(x.dtype), x, y, input_precision=PRECISION)
+        mix = scores * weights_within(step_ptr + row, cum_ptr + row, also_ptr + row, at, EXACT).to(x.dtype)
+        y = tl.dot(mix, x, y, input_precision=PRECISION)
         if HAS_D:
             y += now_D * x.to(tl.float32)
         y = tl.where(real[:, None], y, 0.0)
         mask = here[:, None] & (cols < P)[None, :]
-        tl.store(y_ptr + batch * y_b + this * y_h + at[:, None] * y_l + cols[None, :], y, mask=mask)
+        to = y_ptr + batch * y_b + this * y_h + start * y_l
+        tl.store(to + at[:, None] * y_l + cols[None, :], y, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -233,6 +253,11 @@ class Plan:
     block_n: int
     p_blocks: int  # of block_p, to cover headdim
 
+    def launch(self, how: dict[str, int]) -> dict[str, int]:
+        """Launch parameters: those of usual sizes, or what fits where chunks had to be cut short."""
+        wide = self.chunk * self.block_n > 64 * 128 and self.chunk < _LONGEST
+        return {"num_warps": 8 if wide else 4, "num_stages": 1} if wide or self.chunk < 64 else how
+
     def heads_together(self, batch: int, groups: int, per_group: int, programs: int) -> int:
         """How many heads of a group share a program: a divisor of them that leaves about so many ``programs``."""
         rows = batch * self.chunks * groups
@@ -240,16 +265,15 @@ class Plan:
         return max(fits, default=1)
 
 
-def plan(x: Tensor, B: Tensor, chunk: int | None = None) -> Plan:
-    """The cut for x (b, l, h, p) and B (b, l, g, n). The backward names its own ``chunk``; segments stay the same."""
+def plan(x: Tensor, B: Tensor, longest: int = _LONGEST) -> Plan:
+    """The cut for x (b, l, h, p) and B (b, l, g, n). Chunks may be shorter in the backward; segments are the same."""
     b, l, h, p = x.shape
     block_n = power_of_two(B.shape[3], 16)
     block_p = min(power_of_two(p, 16), 64)
     p_blocks = -(-p // block_p)
     wanted = max(1, _PROGRAMS // (b * h * p_blocks))
-    segment = max(2, -(-l // (_LONGEST * wanted))) * _LONGEST  # tokens
-    if chunk is None:
-        chunk = _LONGEST if block_n * x.element_size() <= 256 else _LONGEST // 2
+    segment = min(max(2, -(-l // (_LONGEST * wanted))), 16) * _LONGEST  # tokens
+    chunk = min(longest, _LONGEST * 256 // max(256, block_n * x.element_size()))  # its B and C stay in shared memory
     return Plan(chunk, -(-l // chunk), segment // chunk, -(-l // segment), block_p, block_n, p_blocks)
 
 
@@ -281,16 +305,16 @@ def forward(
     run = None if seq_idx is None else encode_runs(seq_idx)
     flags = {"HAS_RUN": run is not None, **precision(x)}
     steps = Steps(dt, A, dt_bias, run, cut.chunk, softplus, limit, flags["EXACT"] is True)
-    decays = (steps.step, steps.cum, steps.rest, A if run is None else run)
+    decays = (steps.step, steps.cum, steps.also, A if run is None else run)
     sizes = {"P": p, "N": n, "BLOCK_P": cut.block_p, "BLOCK_N": cut.block_n, "Q": cut.chunk}
     states = torch.empty(b, cut.chunks, h, n, p, dtype=x.dtype, device=x.device)
     since = torch.empty(b, cut.chunks, h, dtype=torch.float32, device=x.device)
     local = torch.empty(b, cut.segments, h, n, p, dtype=torch.float32, device=x.device)
     kept = torch.empty(b, cut.segments, h, dtype=torch.float32, device=x.device)
-    _chunk_states[(b * cut.segments, h * cut.p_blocks)](
-        x, B, *decays, states, since, local, kept,
-        l, cut.segment, cut.segments, cut.chunks, h, h // g, *x.stride()[:3], *B.stride()[:3],
-        **sizes, **flags, num_warps=4, num_stages=2,
+    chunk_states[(b * cut.segments, h * cut.p_blocks)](
+        x, B, *decays, states, since, local, kept, local,
+        l, 0, cut.segments, cut.segment, cut.segments, cut.chunks, cut.chunks, h, h // g,
+        *x.stride()[:3], *B.stride()[:3], **sizes, **flags, ENTERED=False, **cut.launch(LAUNCH["states"]),
     )  # fmt: skip
     enter = torch.empty(b, cut.segments + 1, h, n, p, dtype=torch.float32, device=x.device)
     enter[:, 0] = 0 if initial_state is None else initial_state.transpose(-1, -2)
@@ -301,7 +325,7 @@ def forward(
         x, B, C, A if D is None else D, *decays, states, since, enter.to(x.dtype), y,
         l, cut.segment, cut.segments, cut.chunks, h, h // g, together,
         *x.stride()[:3], *B.stride()[:3], *C.stride()[:3], *y.stride()[:3],
-        **sizes, **flags, HAS_D=D is not None, num_warps=8 if cut.chunk == _LONGEST else 4, num_stages=2,
+        **sizes, **flags, HAS_D=D is not None, **cut.launch(LAUNCH["outputs"]),
     )  # fmt: skip
     return y, enter[:, -1].transpose(-1, -2).contiguous(), enter
 

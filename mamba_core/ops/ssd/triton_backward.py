@@ -2,7 +2,7 @@
 
 1. ``_segment_gradients``: the gradient that each segment sends to the state that enters it, from its own outputs alone.
 2. ``_pass_gradients``: the gradient of the state that leaves each segment, from the last to the first.
-3. ``_border_states``: within each segment, the state that enters each chunk and the gradient of the one that leaves it.
+3. ``chunk_states``, ``_chunk_gradients``: the state that enters each chunk, the gradient of that which leaves it.
 4. ``_read_gradients``: chunk by chunk, what was read: C, and for each pair of tokens the gradient of its score.
 5. ``_write_gradients``: chunk by chunk, what was written: x and B.
 6. ``triton_steps``: time steps and decay rates.
@@ -19,50 +19,59 @@ from torch import Tensor
 
 from mamba_core.ops.kernels import encode_runs, inner_contiguous, run_of
 from mamba_core.ops.ssd.triton import (
+    chunk_states,
     decay_from_start,
     decay_to,
-    decays_within,
     entered_run,
     load_tile,
     pass_states,
     plan,
     precision,
-    written,
+    weights_within,
 )
 from mamba_core.ops.ssd.triton_steps import Steps
 
 _PROGRAMS = 256  # of the last two kernels, aimed at: more cost memory for sums over parts of the heads
-_CHUNK = 64  # tokens
+LAUNCH = {
+    "segments": {"num_warps": 4, "num_stages": 3},
+    "states": {"num_warps": 4, "num_stages": 3},
+    "gradients": {"num_warps": 4, "num_stages": 3},
+    "reads": {"num_warps": 4, "num_stages": 2},
+    "writes": {"num_warps": 4, "num_stages": 1},
+}
+_CHUNK = 64  # tokens, at most: two accumulators as wide as the state leave room for no more
 _SLAB = 2**29  # bytes of states and gradients of states between the chunks of a slab
 
 
 @triton.jit
 def _read(
-    grad, gy_ptr, C_ptr, cum_ptr, rest_ptr, run_ptr, chunk, length, gy_l, C_l, cols_p, cols_n,
+    grad, gy_ptr, C_ptr, cum_ptr, also_ptr, run_ptr, chunk, length, gy_l, C_l, cols_p, cols_n,
     P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     HAS_RUN: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient (n, p) of the state before a chunk from that of the state behind it, and what the chunk keeps."""
-    at = chunk * Q + tl.arange(0, Q)
-    real = at < length
-    read = decay_from_start(cum_ptr, rest_ptr, at, EXACT)
-    decay = decay_from_start(cum_ptr, rest_ptr, chunk * Q + Q - 1, EXACT)
+    start = chunk * Q
+    at = tl.arange(0, Q)
+    left = length - start
+    real = at < left
+    read = tl.where(real, decay_from_start(cum_ptr + start, also_ptr + start, at, EXACT), 0.0)
+    decay = decay_from_start(cum_ptr + start, also_ptr + start, Q - 1, EXACT)
     if HAS_RUN:
-        code = tl.load(run_ptr + at, mask=real, other=-1)
-        before = entered_run(run_ptr, chunk * Q)
-        now = run_of(tl.load(run_ptr + tl.minimum(chunk * Q + Q, length) - 1))
+        code = tl.load(run_ptr + start + at, mask=real, other=-1)
+        before = entered_run(run_ptr, start)
+        now = run_of(tl.load(run_ptr + tl.minimum(start + Q, length) - 1))
         read = tl.where(run_of(code) == before, read, 0.0)
         decay = tl.where(now == before, decay, 0.0)
         real = real & (code >= 0)
-    gy = load_tile(gy_ptr, at, gy_l, cols_p, real, P)
-    C = load_tile(C_ptr, at, C_l, cols_n, real, N)
+    gy = load_tile(gy_ptr + start * gy_l, at, gy_l, cols_p, real, left, P, HAS_RUN)
+    C = load_tile(C_ptr + start * C_l, at, C_l, cols_n, real, left, N, HAS_RUN)
     gy = (gy.to(tl.float32) * read[:, None]).to(gy.dtype)
     return tl.dot(tl.trans(C), gy, grad * decay, input_precision=PRECISION), decay
 
 
 @triton.jit(do_not_specialize=["length", "segment", "segments", "chunks_all"])
 def _segment_gradients(
-    gy_ptr, C_ptr, cum_ptr, rest_ptr, run_ptr, local_ptr, kept_ptr,
+    gy_ptr, C_ptr, cum_ptr, also_ptr, run_ptr, local_ptr, kept_ptr,
     length, segment, segments, chunks_all, heads, per_group, gy_b, gy_l, gy_h, C_b, C_l, C_g,
     P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
     HAS_RUN: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
@@ -81,7 +90,7 @@ def _segment_gradients(
     for back in tl.range(0, last + 1 - first):
         grad, decay = _read(
             grad, gy_ptr + batch * gy_b + head * gy_h, C_ptr + batch * C_b + (head // per_group) * C_g,
-            cum_ptr + row, rest_ptr + row, run_ptr + batch * length, last - back, length, gy_l, C_l, cols_p, cols_n,
+            cum_ptr + row, also_ptr + row, run_ptr + batch * length, last - back, length, gy_l, C_l, cols_p, cols_n,
             P, N, Q, HAS_RUN, EXACT, PRECISION,
         )  # fmt: skip
         kept *= decay
@@ -108,15 +117,14 @@ def _pass_gradients(local_ptr, kept_ptr, leave_ptr, segments, heads, SIZE: tl.co
 
 
 @triton.jit(do_not_specialize=["length", "slab", "slabs", "segment", "segments", "chunks_all", "chunks_slab"])
-def _border_states(
-    x_ptr, gy_ptr, B_ptr, C_ptr, step_ptr, cum_ptr, rest_ptr, run_ptr, enter_ptr, leave_ptr,
-    state_ptr, grad_ptr, keep_ptr,
+def _chunk_gradients(
+    gy_ptr, C_ptr, cum_ptr, also_ptr, run_ptr, leave_ptr, states_ptr, grads_ptr, keep_ptr,
     length, slab, slabs, segment, segments, chunks_all, chunks_slab, heads, per_group,
-    x_b, x_l, x_h, gy_b, gy_l, gy_h, B_b, B_l, B_g, C_b, C_l, C_g,
+    gy_b, gy_l, gy_h, C_b, C_l, C_g,
     P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
     HAS_RUN: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """For the segments of a slab: ``slabs`` of them from ``slab`` on."""
+    """The mirror of ``chunk_states``; and of each chunk's log-decay the gradient through the state that it keeps."""
     index = tl.program_id(0).to(tl.int64)
     batch, index = index // slabs, slab + index % slabs
     P_BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
@@ -126,40 +134,27 @@ def _border_states(
     inside = (cols_n < N)[:, None] & (cols_p < P)[None, :]
     tile = cols_n[:, None] * P + cols_p[None, :]
     row = (batch * heads + head) * chunks_all * Q
-    run_ptr += batch * length
     first = index * segment
     last = tl.minimum(first + segment, chunks_all) - 1
-    border = ((batch * (segments + 1) + index) * heads + head) * (N * P)
-    slot = (batch * chunks_slab - slab * segment) * heads + head  # of chunk 0, were it in this slab
-    state = tl.load(enter_ptr + border + tile, mask=inside, other=0.0)
-    for chunk in tl.range(first, last + 1):
-        to = state_ptr + (slot + chunk * heads) * (N * P) + tile
-        tl.store(to, state.to(state_ptr.dtype.element_ty), mask=inside)
-        state, _ = written(
-            state, x_ptr + batch * x_b + head * x_h, B_ptr + batch * B_b + (head // per_group) * B_g,
-            step_ptr + row, cum_ptr + row, rest_ptr + row, run_ptr, chunk, length, x_l, B_l, cols_p, cols_n,
-            P, N, Q, HAS_RUN, EXACT, PRECISION,
-        )  # fmt: skip
-    tl.debug_barrier()  # the states just written are read again
-    grad = tl.load(leave_ptr + border + heads * (N * P) + tile, mask=inside, other=0.0)
+    border = (batch * (segments + 1) + index + 1) * heads + head
+    grad = tl.load(leave_ptr + border * (N * P) + tile, mask=inside, other=0.0)
     for back in tl.range(0, last + 1 - first):
         chunk = last - back
-        at = (slot + chunk * heads) * (N * P) + tile
-        tl.store(grad_ptr + at, grad.to(grad_ptr.dtype.element_ty), mask=inside)
-        behind = grad
+        at = ((batch * chunks_slab + chunk - slab * segment) * heads + head) * (N * P) + tile
+        state = tl.load(states_ptr + at, mask=inside, other=0.0)
+        tl.store(grads_ptr + at, grad.to(grads_ptr.dtype.element_ty), mask=inside)
+        both = tl.sum(tl.sum(state.to(tl.float32) * grad, 1), 0)
         grad, decay = _read(
             grad, gy_ptr + batch * gy_b + head * gy_h, C_ptr + batch * C_b + (head // per_group) * C_g,
-            cum_ptr + row, rest_ptr + row, run_ptr, chunk, length, gy_l, C_l, cols_p, cols_n,
+            cum_ptr + row, also_ptr + row, run_ptr + batch * length, chunk, length, gy_l, C_l, cols_p, cols_n,
             P, N, Q, HAS_RUN, EXACT, PRECISION,
         )  # fmt: skip
-        before = tl.load(state_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        keep = tl.sum(tl.sum(before * behind, 1), 0) * decay
-        tl.store(keep_ptr + ((batch * chunks_all + chunk) * heads + head) * P_BLOCKS + part, keep)
+        tl.store(keep_ptr + ((batch * chunks_all + chunk) * heads + head) * P_BLOCKS + part, both * decay)
 
 
 @triton.jit(do_not_specialize=["length", "slab", "chunks_all", "chunks_slab"])
 def _read_gradients(
-    x_ptr, gy_ptr, B_ptr, C_ptr, step_ptr, cum_ptr, rest_ptr, run_ptr, state_ptr,
+    x_ptr, gy_ptr, B_ptr, C_ptr, step_ptr, cum_ptr, also_ptr, run_ptr, state_ptr,
     dC_ptr, scores_ptr, ends_ptr, dD_ptr,
     length, slab, chunks_all, chunks_slab, heads, groups, per_group, per_part,
     x_b, x_l, x_h, gy_b, gy_l, gy_h, B_b, B_l, B_g, C_b, C_l, C_g, dC_b, dC_l, dC_g, dC_p,
@@ -171,37 +166,38 @@ def _read_gradients(
     batch, chunk = index // chunks_slab, slab + index % chunks_slab
     parts = per_group // per_part
     group, part = tl.program_id(1) // parts, tl.program_id(1) % parts
-    at = chunk * Q + tl.arange(0, Q)
-    here = at < length
+    start = chunk * Q
+    at = tl.arange(0, Q)
+    left = length - start
+    here = at < left
     real = here
-    seen = at[:, None] >= at[None, :]
+    reads = here
+    seen = (at[:, None] >= at[None, :]) & here[:, None]  # rows read, columns write
     if HAS_RUN:
-        code = tl.load(run_ptr + batch * length + at, mask=here, other=-1)
+        code = tl.load(run_ptr + batch * length + start + at, mask=here, other=-1)
         run = run_of(code)
         real = here & (code >= 0)
         seen = seen & (run[:, None] == run[None, :])
-        reads = run == entered_run(run_ptr + batch * length, chunk * Q)
+        reads = real & (run == entered_run(run_ptr + batch * length, start))
     cols_n = tl.arange(0, BLOCK_N)
-    B = load_tile(B_ptr + batch * B_b + group * B_g, at, B_l, cols_n, real, N)
-    C = load_tile(C_ptr + batch * C_b + group * C_g, at, C_l, cols_n, real, N)
+    B = load_tile(B_ptr + batch * B_b + group * B_g + start * B_l, at, B_l, cols_n, real, left, N, HAS_RUN)
+    C = load_tile(C_ptr + batch * C_b + group * C_g + start * C_l, at, C_l, cols_n, real, left, N, HAS_RUN)
     scores = tl.where(seen, tl.dot(C, tl.trans(B), input_precision=PRECISION), 0.0).to(C.dtype)
     g_scores = tl.zeros((Q, Q), tl.float32)
     dC = tl.zeros((Q, BLOCK_N), tl.float32)
     for i in tl.range(0, per_part):
         head = group * per_group + part * per_part + i
-        row = (batch * heads + head) * chunks_all * Q
+        row = (batch * heads + head) * chunks_all * Q + start
         slot = (index * heads + head) * (N * P)
-        read = decay_from_start(cum_ptr + row, rest_ptr + row, at, EXACT)
-        if HAS_RUN:
-            read = tl.where(reads, read, 0.0)
+        read = tl.where(reads, decay_from_start(cum_ptr + row, also_ptr + row, at, EXACT), 0.0)
         pairs = tl.zeros((Q, Q), tl.float32)
         from_read = tl.zeros((Q,), tl.float32)
         skip = tl.zeros((Q,), tl.float32)
         for block in tl.static_range(P_BLOCKS):
             cols = block * BLOCK_P + tl.arange(0, BLOCK_P)
             inside = (cols_n < N)[:, None] & (cols < P)[None, :]
-            x = load_tile(x_ptr + batch * x_b + head * x_h, at, x_l, cols, real, P)
-            gy = load_tile(gy_ptr + batch * gy_b + head * gy_h, at, gy_l, cols, real, P)
+            x = load_tile(x_ptr + batch * x_b + head * x_h + start * x_l, at, x_l, cols, real, left, P, HAS_RUN)
+            gy = load_tile(gy_ptr + batch * gy_b + head * gy_h + start * gy_l, at, gy_l, cols, real, left, P, HAS_RUN)
             state = tl.load(state_ptr + slot + cols_n[:, None] * P + cols[None, :], mask=inside, other=0.0)
             pairs = tl.dot(gy, tl.trans(x), pairs, input_precision=PRECISION)
             carried = tl.dot(C, state, input_precision=PRECISION)
@@ -209,25 +205,36 @@ def _read_gradients(
             from_read += tl.sum(carried * gy_, 1)
             skip += tl.sum(gy_ * x.to(tl.float32), 1)
             dC = tl.dot((gy_ * read[:, None]).to(x.dtype), tl.trans(state), dC, input_precision=PRECISION)
-        decay = decays_within(cum_ptr + row, rest_ptr + row, at, True, EXACT) * tl.load(step_ptr + row + at)[None, :]
-        g_scores += pairs * decay
-        pairs *= scores.to(tl.float32) * decay
+        weights = weights_within(step_ptr + row, cum_ptr + row, also_ptr + row, at, EXACT)
+        g_scores += pairs * weights
+        pairs *= scores.to(tl.float32) * weights
         # A token's pair with itself spans no decay, and is in both sums.
         ends = tl.sum(pairs, 1) - tl.sum(pairs, 0) + from_read * read
         tl.store(ends_ptr + row + at, ends)
-        tl.store(dD_ptr + (batch * chunks_all + chunk) * heads + head, tl.sum(skip, 0))
+        tl.store(dD_ptr + (batch * chunks_all + chunk) * heads + head, tl.sum(tl.where(here, skip, 0.0), 0))
     low = tl.where(seen, g_scores, 0.0).to(B.dtype)
     place = (index * groups + group) * parts + part
-    pair = tl.arange(0, Q)[:, None] * Q + tl.arange(0, Q)[None, :]
+    pair = at[None, :] * Q + at[:, None]  # as the next kernel reads them
     tl.store(scores_ptr + place * (Q * Q) + pair, low)
     dC = tl.dot(low, B, dC, input_precision=PRECISION)
-    dC_ptr += batch * dC_b + group * dC_g + part * dC_p
+    dC_ptr += start * dC_l + batch * dC_b + group * dC_g + part * dC_p
     tl.store(dC_ptr + at[:, None] * dC_l + cols_n[None, :], dC, mask=here[:, None] & (cols_n < N)[None, :])
+
+
+@triton.jit
+def _decays_ahead(cum_ptr, also_ptr, at, EXACT: tl.constexpr):
+    """Decays from row to column, (q, q); finite where that runs against time."""
+    cum = tl.load(cum_ptr + at)
+    span = cum[None, :] - cum[:, None]
+    if EXACT:
+        also = tl.load(also_ptr + at)
+        span += also[None, :] - also[:, None]
+    return tl.exp2(tl.minimum(span, 15.0))
 
 
 @triton.jit(do_not_specialize=["length", "slab", "chunks_all", "chunks_slab"])
 def _write_gradients(
-    x_ptr, gy_ptr, B_ptr, C_ptr, D_ptr, step_ptr, cum_ptr, rest_ptr, run_ptr, grad_ptr, scores_ptr,
+    x_ptr, gy_ptr, B_ptr, C_ptr, D_ptr, step_ptr, cum_ptr, also_ptr, run_ptr, grad_ptr, scores_ptr,
     dx_ptr, dB_ptr, written_ptr, direct_ptr,
     length, slab, chunks_all, chunks_slab, heads, groups, per_group, per_part,
     x_b, x_l, x_h, gy_b, gy_l, gy_h, B_b, B_l, B_g, C_b, C_l, C_g, dx_b, dx_l, dx_h, dB_b, dB_l, dB_g, dB_p,
@@ -239,42 +246,43 @@ def _write_gradients(
     batch, chunk = index // chunks_slab, slab + index % chunks_slab
     parts = per_group // per_part
     group, part = tl.program_id(1) // parts, tl.program_id(1) % parts
-    at = chunk * Q + tl.arange(0, Q)
-    here = at < length
+    start = chunk * Q
+    at = tl.arange(0, Q)
+    left = length - start
+    here = at < left
     real = here
-    seen = at[:, None] <= at[None, :]  # rows write, columns read
+    seen = (at[:, None] <= at[None, :]) & here[None, :]  # rows write, columns read
     if HAS_RUN:
-        code = tl.load(run_ptr + batch * length + at, mask=here, other=-1)
+        code = tl.load(run_ptr + batch * length + start + at, mask=here, other=-1)
         run = run_of(code)
         real = here & (code >= 0)
         seen = seen & (run[:, None] == run[None, :])
-        writes = run == run_of(tl.load(run_ptr + batch * length + tl.minimum(chunk * Q + Q, length) - 1))
+        writes = run == run_of(tl.load(run_ptr + batch * length + tl.minimum(start + Q, length) - 1))
     cols_n = tl.arange(0, BLOCK_N)
-    B = load_tile(B_ptr + batch * B_b + group * B_g, at, B_l, cols_n, real, N)
-    C = load_tile(C_ptr + batch * C_b + group * C_g, at, C_l, cols_n, real, N)
+    B = load_tile(B_ptr + batch * B_b + group * B_g + start * B_l, at, B_l, cols_n, real, left, N, HAS_RUN)
+    C = load_tile(C_ptr + batch * C_b + group * C_g + start * C_l, at, C_l, cols_n, real, left, N, HAS_RUN)
     scores = tl.where(seen, tl.dot(B, tl.trans(C), input_precision=PRECISION), 0.0).to(B.dtype)
     place = (index * groups + group) * parts + part
-    pair = tl.arange(0, Q)[None, :] * Q + tl.arange(0, Q)[:, None]
+    pair = at[:, None] * Q + at[None, :]
     low = tl.load(scores_ptr + place * (Q * Q) + pair)
     dB = tl.dot(low, C, input_precision=PRECISION)
     for i in tl.range(0, per_part):
         head = group * per_group + part * per_part + i
-        row = (batch * heads + head) * chunks_all * Q
+        row = (batch * heads + head) * chunks_all * Q + start
         slot = (index * heads + head) * (N * P)
-        write, _ = decay_to(cum_ptr + row, rest_ptr + row, at, chunk * Q + Q - 1, EXACT)
+        write, _ = decay_to(cum_ptr + row, also_ptr + row, at, Q - 1, EXACT)
         if HAS_RUN:
             write = tl.where(writes, write, 0.0)
         step = tl.load(step_ptr + row + at)
-        decay = decays_within(cum_ptr + row, rest_ptr + row, at, False, EXACT)
-        mix = (scores.to(tl.float32) * decay).to(B.dtype)
+        mix = scores * _decays_ahead(cum_ptr + row, also_ptr + row, at, EXACT).to(B.dtype)
         D = tl.load(D_ptr + head).to(tl.float32) if HAS_D else 0.0
         direct = tl.zeros((Q,), tl.float32)
         from_write = tl.zeros((Q,), tl.float32)
         for block in tl.static_range(P_BLOCKS):
             cols = block * BLOCK_P + tl.arange(0, BLOCK_P)
             inside = (cols_n < N)[:, None] & (cols < P)[None, :]
-            x = load_tile(x_ptr + batch * x_b + head * x_h, at, x_l, cols, real, P)
-            gy = load_tile(gy_ptr + batch * gy_b + head * gy_h, at, gy_l, cols, real, P)
+            x = load_tile(x_ptr + batch * x_b + head * x_h + start * x_l, at, x_l, cols, real, left, P, HAS_RUN)
+            gy = load_tile(gy_ptr + batch * gy_b + head * gy_h + start * gy_l, at, gy_l, cols, real, left, P, HAS_RUN)
             grad = tl.load(grad_ptr + slot + cols_n[:, None] * P + cols[None, :], mask=inside, other=0.0)
             x_ = x.to(tl.float32)
             gu = tl.dot(B, grad, input_precision=PRECISION) * write[:, None]
@@ -285,17 +293,12 @@ def _write_gradients(
             dx = gu * step[:, None]
             if HAS_D:
                 dx += D * gy.to(tl.float32)
-            to = dx_ptr + batch * dx_b + head * dx_h + at[:, None] * dx_l + cols[None, :]
+            to = dx_ptr + batch * dx_b + head * dx_h + start * dx_l + at[:, None] * dx_l + cols[None, :]
             tl.store(to, dx, mask=here[:, None] & (cols < P)[None, :])
         tl.store(written_ptr + row + at, from_write * step)
         tl.store(direct_ptr + row + at, direct)
-    dB_ptr += batch * dB_b + group * dB_g + part * dB_p
+    dB_ptr += start * dB_l + batch * dB_b + group * dB_g + part * dB_p
     tl.store(dB_ptr + at[:, None] * dB_l + cols_n[None, :], dB, mask=here[:, None] & (cols_n < N)[None, :])
-
-
-def _chunk_of(x: Tensor, block_n: int) -> int:
-    """Tokens of a chunk: what two accumulators as wide as the state leave room for."""
-    return _CHUNK if block_n * x.element_size() <= 512 else _CHUNK // 2
 
 
 def backward(
@@ -323,21 +326,22 @@ def backward(
     g, n = B.shape[2:]
     x, B, C = inner_contiguous(x), inner_contiguous(B.to(x.dtype)), inner_contiguous(C.to(x.dtype))
     gy = inner_contiguous(grad_y.to(x.dtype))
-    cut = plan(x, B, _chunk_of(x, plan(x, B).block_n))
+    cut = plan(x, B, _CHUNK)
     run = None if seq_idx is None else encode_runs(seq_idx)
     flags = {"HAS_RUN": run is not None, **precision(x)}
     sizes = {"P": p, "N": n, "BLOCK_P": cut.block_p, "BLOCK_N": cut.block_n, "Q": cut.chunk}
     steps = Steps(dt, A, dt_bias, run, cut.chunk, softplus, limit, flags["EXACT"] is True)
     run_ = A if run is None else run
-    decays = (steps.cum, steps.rest, run_)
+    decays = (steps.cum, steps.also, run_)
     strides = {name: t.stride()[:3] for name, t in (("x", x), ("gy", gy), ("B", B), ("C", C))}
     device, work = x.device, torch.float32
+    launch = {name: cut.launch(how) for name, how in LAUNCH.items()}
 
     local = torch.empty(b, cut.segments, h, n, p, dtype=work, device=device)
     kept = torch.empty(b, cut.segments, h, dtype=work, device=device)
     _segment_gradients[(b * cut.segments, h * cut.p_blocks)](
         gy, C, *decays, local, kept, l, cut.segment, cut.segments, cut.chunks, h, h // g, *strides["gy"], *strides["C"],
-        **sizes, **flags, num_warps=4, num_stages=3,
+        **sizes, **flags, **launch["segments"],
     )  # fmt: skip
     leave = torch.empty(b, cut.segments + 1, h, n, p, dtype=work, device=device)
     leave[:, -1] = grad_final.transpose(-1, -2)
@@ -364,22 +368,27 @@ def backward(
         segments = min(slab, cut.segments - first)
         chunk = first * cut.segment
         chunks = min(segments * cut.segment, cut.chunks - chunk)
-        _border_states[(b * segments, h * cut.p_blocks)](
-            x, gy, B, C, steps.step, *decays, enter, leave, states, grads, keep,
-            l, first, segments, cut.segment, cut.segments, cut.chunks, chunks, h, h // g,
-            *strides["x"], *strides["gy"], *strides["B"], *strides["C"], **sizes, **flags, num_warps=4, num_stages=3,
+        grid = (b * segments, h * cut.p_blocks)
+        where = (l, first, segments, cut.segment, cut.segments, cut.chunks, chunks, h, h // g)
+        chunk_states[grid](
+            x, B, steps.step, *decays, states, local, local, kept, enter, *where, *strides["x"], *strides["B"],
+            **sizes, **flags, ENTERED=True, **launch["states"],
+        )  # fmt: skip
+        _chunk_gradients[grid](
+            gy, C, *decays, leave, states, grads, keep, *where, *strides["gy"], *strides["C"],
+            **sizes, **flags, **launch["gradients"],
         )  # fmt: skip
         grid = (b * chunks, g * parts)
         heads = (l, chunk, cut.chunks, chunks, h, g, h // g, together)
         _read_gradients[grid](
             x, gy, B, C, steps.step, *decays, states, sums_C, scores, ends, dD, *heads,
             *strides["x"], *strides["gy"], *strides["B"], *strides["C"], *sums_C.stride()[:4],
-            **sizes, **flags, num_warps=8 if cut.block_n > 128 else 4, num_stages=2,
+            **sizes, **flags, **launch["reads"],
         )  # fmt: skip
         _write_gradients[grid](
             x, gy, B, C, A if D is None else D, steps.step, *decays, grads, scores, dx, sums_B, wrote, direct, *heads,
             *strides["x"], *strides["gy"], *strides["B"], *strides["C"], *dx.stride()[:3], *sums_B.stride()[:4],
-            **sizes, **flags, HAS_D=D is not None, num_warps=8 if cut.block_n > 128 else 4, num_stages=2,
+            **sizes, **flags, HAS_D=D is not None, **launch["writes"],
         )  # fmt: skip
     if parts > 1:
         dB.copy_(sums_B.sum(3))

@@ -24,7 +24,7 @@ def _raw_steps(dt_ptr, bias_ptr, at, head, here, dt_l, dt_h, HAS_BIAS: tl.conste
 
 @triton.jit(do_not_specialize=["length", "chunks"])
 def _steps(
-    dt_ptr, A_ptr, bias_ptr, run_ptr, step_ptr, cum_ptr, rest_ptr,
+    dt_ptr, A_ptr, bias_ptr, run_ptr, step_ptr, cum_ptr, also_ptr,
     length, chunks, heads, low, high, dt_b, dt_l, dt_h,
     Q: tl.constexpr, HEADS: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RUN: tl.constexpr, EXACT: tl.constexpr,
@@ -50,9 +50,11 @@ def _steps(
     if EXACT:  # multiples of 2^-7, whose sums are exact, and what is left
         coarse = tl.floor(log_decay * 128.0 + 0.5) * 0.0078125
         tl.store(cum_ptr + to, tl.cumsum(coarse, 0), mask=known[None, :])
-        tl.store(rest_ptr + to, tl.cumsum(log_decay - coarse, 0), mask=known[None, :])
+        tl.store(also_ptr + to, tl.cumsum(log_decay - coarse, 0), mask=known[None, :])
     else:
-        tl.store(cum_ptr + to, tl.cumsum(log_decay, 0), mask=known[None, :])
+        cum = tl.cumsum(log_decay, 0)
+        tl.store(cum_ptr + to, cum, mask=known[None, :])
+        tl.store(also_ptr + to, cum - tl.log2(step), mask=known[None, :])
 
 
 @triton.jit(do_not_specialize=["length", "chunks"])
@@ -105,7 +107,8 @@ class Steps:
 
     step: Tensor  # (b, h, chunks q) float32
     cum: Tensor  # (b, h, chunks q) float32, in base 2
-    rest: Tensor  # (b, h, chunks q) float32: what cum lacks, where float32 inputs want all digits; else cum itself
+    also: Tensor  # (b, h, chunks q) float32: cum - log2(step); but for float32 inputs, which want all digits, what
+    # rounding left out of cum
 
     def __init__(
         self,
@@ -125,10 +128,10 @@ class Steps:
         self.flags = {"SOFTPLUS": softplus, "HAS_BIAS": dt_bias is not None, "HAS_RUN": run is not None}
         self.step = torch.empty(b, h, self.chunks * q, dtype=torch.float32, device=dt.device)
         self.cum = torch.empty_like(self.step)
-        self.rest = torch.empty_like(self.step) if exact else self.cum
+        self.also = torch.empty_like(self.step)
         share, programs = _launch(h)
         _steps[(b * self.chunks, programs)](
-            dt, A, A if dt_bias is None else dt_bias, A if run is None else run, self.step, self.cum, self.rest,
+            dt, A, A if dt_bias is None else dt_bias, A if run is None else run, self.step, self.cum, self.also,
             l, self.chunks, h, *limit, *dt.stride(), Q=q, HEADS=share, EXACT=exact, **self.flags,
         )  # fmt: skip
 
