@@ -1,14 +1,13 @@
-"""Selective scan of Mamba-1, S6 (Gu & Dao 2023, arXiv:2312.00752): the public function, the registered operators
-behind it, and the choice of path."""
+"""Selective scan of Mamba-1, S6 (Gu & Dao 2023, arXiv:2312.00752): the public function, its checks, and the choice of
+path."""
 
 import math
 
-import torch
 from torch import Tensor
 
 from mamba_core.ops import paths
-from mamba_core.ops.arguments import Wanted, check_arguments, check_extent, check_limit, working_dtype
-from mamba_core.ops.selective_scan import chunked
+from mamba_core.ops.arguments import Wanted, check_arguments, check_extent, check_limit
+from mamba_core.ops.selective_scan import chunked, operators
 from mamba_core.ops.selective_scan.reference import selective_scan_reference
 
 __all__ = ["selective_scan"]
@@ -51,7 +50,7 @@ def selective_scan(
             no gradient, whatever stands there). An infinite state of one document may spoil the next.
         dt_softplus: whether dt goes through softplus.
         dt_limit: smallest and largest time step, 0 <= smallest <= largest; no gradient of dt outside.
-        path: force "chunked" or "reference".
+        path: force "triton", "chunked" or "reference".
 
     Returns:
         y: (b, l, d) in x's dtype, and the final state (b, d, n) in float32 (float64 for float64 x). Both are
@@ -64,14 +63,17 @@ def selective_scan(
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
     check_limit("selective_scan", dt_limit)
     low, high = dt_limit
-    if paths.choose_path("selective_scan", x, path) == "reference":
+    chosen = paths.choose_path("selective_scan", x, path)
+    if chosen == "reference":
         return selective_scan_reference(
             x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus=dt_softplus, dt_limit=dt_limit
         )
-    chunks, steps = chunked.plan(x.shape[0], A.shape[0], A.shape[1], x.device.type)
-    y, final_state, _ = _selective_scan(
-        x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, low, high, chunks, steps
-    )
+    tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    if chosen == "triton":
+        y, final_state, *_ = operators.selective_scan_triton(*tensors, dt_softplus, low, high)
+    else:
+        chunks, steps = chunked.plan(x.shape[0], A.shape[0], A.shape[1], x.device.type)
+        y, final_state, _ = operators.selective_scan(*tensors, dt_softplus, low, high, chunks, steps)
     return y, final_state
 
 
@@ -111,84 +113,3 @@ def _check(
         "seq_idx": (seq_idx, (batch, length)),
     }
     check_arguments("selective_scan", x.device, wanted)
-
-
-@torch.library.custom_op("mamba_core::selective_scan", mutates_args=())
-def _selective_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_state: Tensor | None,
-    seq_idx: Tensor | None,
-    dt_softplus: bool,
-    dt_min: float,
-    dt_max: float,
-    chunks: int,
-    steps: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    limit = (dt_min, dt_max)
-    return chunked.forward(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, limit, chunks, steps)
-
-
-@_selective_scan.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, dt_max, chunks, steps):  # type: ignore[no-untyped-def]
-    batch, length, channels = x.shape
-    groups, n = B.shape[2:]
-    work, size = working_dtype(x), chunks * steps
-    borders = x.new_empty((length + size - 1) // size, batch, groups, n, channels // groups, dtype=work)
-    return x.new_empty(x.shape), x.new_empty(batch, channels, n, dtype=work), borders
-
-
-@torch.library.custom_op("mamba_core::selective_scan_backward", mutates_args=())
-def _selective_scan_backward(
-    grad_y: Tensor,
-    grad_final: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    seq_idx: Tensor | None,
-    borders: Tensor,
-    dt_softplus: bool,
-    dt_min: float,
-    dt_max: float,
-    chunks: int,
-    steps: int,
-) -> list[Tensor]:
-    tensors = (x, dt, A, B, C, D, z, dt_bias, seq_idx, borders)
-    grads = chunked.backward(grad_y, grad_final, *tensors, dt_softplus, (dt_min, dt_max), chunks, steps)
-    return [x.new_empty(0) if grad is None else grad for grad in grads]
-
-
-@_selective_scan_backward.register_fake
-def _(grad_y, grad_final, x, dt, A, B, C, D, z, dt_bias, seq_idx, borders, dt_softplus, dt_min, dt_max, chunks, steps):  # type: ignore[no-untyped-def]
-    dx, ddt, dB, dC = (t.new_empty(t.shape) for t in (x, dt, B, C))
-    dz = x.new_empty(0) if z is None else z.new_empty(z.shape)
-    channels = x.shape[2]
-    dA, dD, dbias, dstate = (borders.new_empty(s) for s in (A.shape, (channels,), (channels,), grad_final.shape))
-    return [dx, ddt, dA, dB, dC, dD, dz, dbias, dstate]
-
-
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    *tensors, initial_state, seq_idx = inputs[:10]
-    ctx.save_for_backward(*tensors, seq_idx, output[2])
-    ctx.options = inputs[10:]
-    ctx.dtypes = [None if t is None else t.dtype for t in (*tensors, initial_state)]
-
-
-def _backward(ctx, grad_y, grad_final, _grad_borders):  # type: ignore[no-untyped-def]
-    grads = _selective_scan_backward(grad_y, grad_final, *ctx.saved_tensors, *ctx.options)
-    grads = [None if dtype is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
-    return (*grads, None, *[None for _ in ctx.options])
-
-
-_selective_scan.register_autograd(_backward, setup_context=_setup_context)

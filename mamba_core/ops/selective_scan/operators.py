@@ -1,0 +1,171 @@
+"""The selective_scan operations as torch.library sees them: forward and backward of the chunked and Triton paths."""
+
+import torch
+from torch import Tensor
+
+from mamba_core.ops.arguments import working_dtype
+from mamba_core.ops.results import complete, remember_results
+from mamba_core.ops.selective_scan import chunked
+
+
+@torch.library.custom_op("mamba_core::selective_scan", mutates_args=())
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_min: float,
+    dt_max: float,
+    chunks: int,
+    steps: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    limit = (dt_min, dt_max)
+    return chunked.forward(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, limit, chunks, steps)
+
+
+@selective_scan.register_fake
+def _(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, dt_max, chunks, steps):  # type: ignore[no-untyped-def]
+    batch, length, channels = x.shape
+    groups, n = B.shape[2:]
+    work, size = working_dtype(x), chunks * steps
+    borders = x.new_empty((length + size - 1) // size, batch, groups, n, channels // groups, dtype=work)
+    return x.new_empty(x.shape), x.new_empty(batch, channels, n, dtype=work), borders
+
+
+@torch.library.custom_op("mamba_core::selective_scan_backward", mutates_args=())
+def selective_scan_backward(
+    grad_y: Tensor,
+    grad_final: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    seq_idx: Tensor | None,
+    borders: Tensor,
+    dt_softplus: bool,
+    dt_min: float,
+    dt_max: float,
+    chunks: int,
+    steps: int,
+) -> list[Tensor]:
+    tensors = (x, dt, A, B, C, D, z, dt_bias, seq_idx, borders)
+    grads = chunked.backward(grad_y, grad_final, *tensors, dt_softplus, (dt_min, dt_max), chunks, steps)
+    return [x.new_empty(0) if grad is None else grad for grad in grads]
+
+
+@selective_scan_backward.register_fake
+def _(grad_y, grad_final, x, dt, A, B, C, D, z, dt_bias, seq_idx, borders, dt_softplus, dt_min, dt_max, chunks, steps):  # type: ignore[no-untyped-def]
+    return _fake_gradients(x, dt, A, B, C, z, grad_final.shape, borders.dtype)
+
+
+def _fake_gradients(x, dt, A, B, C, z, state_shape, work):  # type: ignore[no-untyped-def]
+    dx, ddt, dB, dC = (t.new_empty(t.shape) for t in (x, dt, B, C))
+    dz = x.new_empty(0) if z is None else z.new_empty(z.shape)
+    vector = (x.shape[2],)
+    dA, dD, dbias, dstate = (x.new_empty(s, dtype=work) for s in (A.shape, vector, vector, state_shape))
+    return [dx, ddt, dA, dB, dC, dD, dz, dbias, dstate]
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    """For both paths: same tensors first; what the backward wants is returned behind y and the final state."""
+    *tensors, initial_state, seq_idx = inputs[:10]
+    remember_results(ctx, *output[:2])
+    ctx.save_for_backward(*tensors, seq_idx, *output[2:])
+    ctx.options = inputs[10:]
+    ctx.dtypes = [None if t is None else t.dtype for t in (*tensors, initial_state)]
+
+
+def _in_place_of_inputs(ctx, grads):  # type: ignore[no-untyped-def]
+    """The gradients, where their arguments were given, in the dtypes of these."""
+    grads = [None if dtype is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
+    return (*grads, None, *[None for _ in ctx.options])
+
+
+def _backward(ctx, grad_y, grad_final, _grad_borders):  # type: ignore[no-untyped-def]
+    grads = selective_scan_backward(*complete(ctx, grad_y, grad_final), *ctx.saved_tensors, *ctx.options)
+    return _in_place_of_inputs(ctx, grads)
+
+
+selective_scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("mamba_core::selective_scan_triton", mutates_args=())
+def selective_scan_triton(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_min: float,
+    dt_max: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from mamba_core.ops.selective_scan import triton  # late: there is no Triton on a Mac
+
+    limit = (dt_min, dt_max)
+    return triton.forward(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, limit)
+
+
+@selective_scan_triton.register_fake
+def _(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, dt_max):  # type: ignore[no-untyped-def]
+    from mamba_core.ops.selective_scan.triton import plan
+
+    batch, _, channels = x.shape
+    cut, n = plan(x, B), A.shape[1]
+    shapes = ((batch, channels, n), (batch, cut.chunks + 1, n, cut.wide), (batch, cut.chunks, cut.wide))
+    return (x.new_empty(x.shape), *[x.new_empty(shape, dtype=torch.float32) for shape in shapes])
+
+
+@torch.library.custom_op("mamba_core::selective_scan_triton_backward", mutates_args=())
+def selective_scan_triton_backward(
+    grad_y: Tensor,
+    grad_final: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    seq_idx: Tensor | None,
+    enter: Tensor,
+    total: Tensor,
+    dt_softplus: bool,
+    dt_min: float,
+    dt_max: float,
+) -> list[Tensor]:
+    from mamba_core.ops.selective_scan import triton_backward
+
+    tensors = (x, dt, A, B, C, D, z, dt_bias, seq_idx, enter, total)
+    grads = triton_backward.backward(grad_y, grad_final, *tensors, dt_softplus, (dt_min, dt_max))
+    return [x.new_empty(0) if grad is None else grad for grad in grads]
+
+
+@selective_scan_triton_backward.register_fake
+def _(grad_y, grad_final, x, dt, A, B, C, D, z, dt_bias, seq_idx, enter, total, dt_softplus, dt_min, dt_max):  # type: ignore[no-untyped-def]
+    return _fake_gradients(x, dt, A, B, C, z, grad_final.shape, torch.float32)
+
+
+def _backward_triton(ctx, grad_y, grad_final, _grad_enter, _grad_total):  # type: ignore[no-untyped-def]
+    grads = selective_scan_triton_backward(*complete(ctx, grad_y, grad_final), *ctx.saved_tensors, *ctx.options)
+    return _in_place_of_inputs(ctx, grads)
+
+
+selective_scan_triton.register_autograd(_backward_triton, setup_context=_setup_context)

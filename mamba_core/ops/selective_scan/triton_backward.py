@@ -1,0 +1,419 @@
+"""Gradients of the selective scan for GPUs, in Triton; layouts and notation are those of ``triton.py``.
+
+1. ``_chunk_gradients``: the gradient that each chunk sends to the state that enters it, from its own outputs alone.
+2. ``_pass_states``, backwards: the gradient of the state that leaves each chunk.
+3. ``_gradients``: for one chunk and a few blocks of channels in turn, first the states at the borders of its tiles,
+   then the tiles from the last to the first: states again, their gradients g, and everything else from them::
+
+       g_t = C_t dy_t + u_{t+1}    u_t = decay_t g_t    dB_t = sum_d g_t dt_t x_t    dC_t = sum_d h_t dy_t
+       d(dt_t x_t) = sum_n g_t B_t    d dt_t = sum_n A u_t h_{t-1} + ...    dA = sum_t dt_t u_t h_{t-1}
+
+4. ``_sum_parts``: dB and dC of the blocks of channels together.
+
+dB and dC are sums over threads. Those of a tile are matrix products with a matrix of zeros and ones, whose operand is
+cut from registers where they are: rows of the matrix are tokens and a quarter of the threads, see :func:`over_lanes`.
+Sums over programs (A, B, C, D, bias) are written as partial sums and added in a fixed order. Chunks go in slabs, so
+that border states and partial sums need no more memory for a longer sequence.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mamba_core.ops.kernels import LOG2_E, encode_runs, inner_contiguous
+from mamba_core.ops.selective_scan.triton import (
+    TOKENS,
+    UNALIGNED,
+    VARYING,
+    accumulate,
+    channels,
+    clamps,
+    lanes_of,
+    load_tile,
+    narrow,
+    pass_states,
+    plan,
+    put,
+    rates,
+    run_at,
+    sigmoid,
+    store_tile,
+    take,
+    time_steps,
+    transpose,
+    where_here,
+    widen_,
+)
+
+LN_2 = tl.constexpr(math.log(2))
+PROGRAMS = 4096  # of the last kernel aimed at, chunks x parts of the channels
+SCRATCH = 2**28  # bytes of border states aimed at, but never fewer programs than:
+AT_ONCE = 1024
+LAUNCH = {
+    "chunks": {"T": 16, "K": 2, "num_warps": 1},
+    "gradients": {"T": 8, "K": 2, "num_warps": 1, "maxnreg": 200},
+}
+POINTERS = ["gy", "leave", "border", "dA", "dvector", "dx", "ddt", "dz", "part"]
+UNALIGNED = [*UNALIGNED, *[f"{name}_ptr" for name in POINTERS]]
+VARYING = [*VARYING, "half", "first_index", "parts", "each"]
+
+
+@triton.jit
+def over_lanes(tile, j, t_offset, total, T: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """To total (2 T, 8) add at row t_offset + t the sum over threads of row t of tile (T, 32), left in 8 parts.
+
+    As a matrix of (t bits, 2 bits of the thread, 1 bit of t) by (3 bits of the thread) the tile is, thread by thread,
+    what the matrix unit wants of its second operand in 16 bits, so that nothing moves.
+    """
+    k = tl.arange(0, 4 * T)
+    chosen = ((k // 8 * 2 + k % 2)[None, :] + t_offset == j[:, None]).to(OPERAND)
+    tile = tl.permute(tl.reshape(tile.to(OPERAND), (T // 2, 2, 8, 4)), (0, 3, 1, 2))
+    return tl.dot(chosen, tl.reshape(tile, (4 * T, 8)), total, input_precision=PRECISION)
+
+
+@triton.jit
+def softplus_slope(step):
+    """Of softplus where its value is ``step``: 1 - e^-step, without the loss of digits at small steps."""
+    small = step * (1.0 - step * (0.5 - step * (1.0 / 6.0 - step * (1.0 / 24.0))))
+    return tl.where(step < 0.05, small, 1.0 - tl.exp2(step * -LOG2_E))
+
+
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
+def _chunk_gradients(
+    gy_ptr, dt_ptr, z_ptr, A_ptr, C_ptr, bias_ptr, run_ptr, local_ptr,
+    length, chunk, chunks, low, high, N, blocks, groups, per_group, padded,
+    gy_b, gy_l, dt_b, dt_l, z_b, z_l,
+    T: tl.constexpr, K: tl.constexpr, SOFTPLUS: tl.constexpr, CLAMP: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RUN: tl.constexpr, EVEN: tl.constexpr, HAS_Z: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0).to(tl.int64) // blocks
+    batch, first = index // chunks, index % chunks * chunk
+    last = tl.minimum(first + chunk, length)
+    group, col, lane, inside = channels(tl.program_id(0) % blocks, blocks, groups, per_group, K)
+    wide = blocks * (32 * K)
+    bias = 0.0
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + col + lanes_of(K), mask=inside, other=0.0).to(tl.float32)
+    gy_ptr += batch * gy_b + col
+    dt_ptr += batch * dt_b + col
+    z_ptr += batch * z_b + col
+    run_ptr += batch * length
+    A_ptr += lane
+    C_ptr += (batch * groups + group) * N * padded
+    local_ptr += index * N * wide + lane
+    if HAS_RUN:
+        entered = run_at(run_ptr, first - 1, length)
+    rows = tl.arange(0, T)[:, None, None]
+    total = tl.zeros((K, 32), tl.float32)
+    for tile in tl.range(0, (last - first + T - 1) // T, num_stages=1):
+        start = tl.multiple_of(first + tile * T, T)
+        _there, here, whole = where_here(start, length, run_ptr, inside, T, EVEN, HAS_RUN)
+        raw = load_tile(dt_ptr + start * dt_l, dt_l, here, whole, T, K) + bias
+        dt = time_steps(raw, low, high, here, SOFTPLUS, CLAMP)
+        gy = load_tile(gy_ptr + start * gy_l, gy_l, here, whole, T, K)
+        if HAS_Z:
+            z = load_tile(z_ptr + start * z_l, z_l, here, whole, T, K)
+            gy *= z * sigmoid(z)
+        if HAS_RUN:
+            at = start + tl.arange(0, T)
+            gy = tl.where((run_at(run_ptr, at, length) == entered)[:, None, None], gy, 0.0)
+        passed = dt
+        for t in tl.static_range(T):
+            total += take(dt, rows, t)
+            passed = put(passed, total, rows, t)
+        tl.debug_barrier()  # the sums that are read below were written at the tile before
+        accumulate(local_ptr, A_ptr, C_ptr + start, passed, gy, N, wide, padded, tile > 0, T, K)
+
+
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
+def _gradients(
+    x_ptr, dt_ptr, z_ptr, gy_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, run_ptr, enter_ptr, leave_ptr, border_ptr,
+    dx_ptr, ddt_ptr, dz_ptr, dA_ptr, dvector_ptr, part_ptr,
+    first_index, length, chunk, chunks, low, high, N, blocks, groups, parts, each, per_group, padded, half,
+    x_b, x_l, dt_b, dt_l, z_b, z_l, gy_b, gy_l,
+    T: tl.constexpr, K: tl.constexpr, SOFTPLUS: tl.constexpr, CLAMP: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RUN: tl.constexpr, EVEN: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    slot = program // (groups * parts)  # of the chunk in this slab
+    index = first_index + slot
+    batch, first = index // chunks, index % chunks * chunk
+    last = tl.minimum(first + chunk, length)
+    tiles = (last - first + T - 1) // T
+    group, part = program % (groups * parts) // parts, program % parts
+    wide = blocks * (32 * K)
+    size = N * wide
+    x_ptr += batch * x_b
+    dt_ptr += batch * dt_b
+    z_ptr += batch * z_b
+    gy_ptr += batch * gy_b
+    d = groups * per_group
+    dx_ptr += batch * length * d
+    ddt_ptr += batch * length * d
+    dz_ptr += batch * length * d
+    run_ptr += batch * length
+    B_ptr += (batch * groups + group) * N * padded
+    C_ptr += (batch * groups + group) * N * padded
+    part_ptr += ((batch * groups + group) * N * parts + part) * padded
+    enter_ptr += (index + batch) * size
+    leave_ptr += (index + batch + 1) * size
+    border_ptr += program * (chunk // T) * N * (32 * K)
+    dA_ptr += slot * size
+    dvector_ptr += slot * 2 * wide
+    lanes = lanes_of(K)
+    rows = tl.arange(0, T)[:, None, None]
+    j = tl.arange(0, 2 * T)
+    group_blocks = blocks // groups
+    for block in tl.range(part * each, tl.minimum(part * each + each, group_blocks), num_stages=1):
+        again = block > part * each
+        _group, col, lane, inside = channels(group * group_blocks + block, blocks, groups, per_group, K)
+        bias, D = 0.0, 0.0
+        if HAS_BIAS:
+            bias = tl.load(bias_ptr + col + lanes, mask=inside, other=0.0).to(tl.float32)
+        if HAS_D:
+            D = tl.load(D_ptr + col + lanes, mask=inside, other=0.0).to(tl.float32)
+        tl.debug_barrier()  # border states of the block before have been read
+
+        for tile in tl.range(0, tiles - 1, num_stages=1):
+            start = tl.multiple_of(first + tile * T, T)
+            _there, here, whole = where_here(start, length, run_ptr, inside, T, EVEN, HAS_RUN)
+            raw = load_tile(dt_ptr + start * dt_l + col, dt_l, here, whole, T, K) + bias
+            dt = time_steps(raw, low, high, here, SOFTPLUS, CLAMP)
+            dtx = dt * load_tile(x_ptr + start * x_l + col, x_l, here, whole, T, K)
+            if HAS_RUN:
+                at = start + tl.arange(0, T)
+                new = (run_at(run_ptr, at, length) != run_at(run_ptr, at - 1, length))[:, None, None]
+            rate_ptr, read_ptr = A_ptr + lane, B_ptr + start
+            from_ptr, stride = enter_ptr + lane, wide
+            if tile > 0:
+                from_ptr, stride = border_ptr + tile * N * (32 * K), 32 * K
+            to_ptr = border_ptr + (tile + 1) * N * (32 * K)
+            tl.debug_barrier()
+            for _n in tl.range(0, N, num_stages=1):
+                A = tl.load(rate_ptr + lanes)
+                state = tl.load(from_ptr + lanes)
+                B = tl.load(read_ptr + tl.arange(0, T))[:, None, None]
+                decay = tl.exp2(dt * A[None])
+                if HAS_RUN:
+                    decay = tl.where(new, 0.0, decay)
+                add = dtx * B
+                for t in tl.static_range(T):
+                    state = take(decay, rows, t) * state + take(add, rows, t)
+                tl.store(to_ptr + lanes, state)
+                rate_ptr += wide
+                read_ptr += padded
+                from_ptr += stride
+                to_ptr += 32 * K
+
+        d_bias = tl.zeros((K, 32), tl.float32)
+        d_D = tl.zeros((K, 32), tl.float32)
+        for done in tl.range(0, tiles, num_stages=1):
+            tile = tiles - 1 - done
+            start = tl.multiple_of(first + tile * T, T)
+            there, here, whole = where_here(start, length, run_ptr, inside, T, EVEN, HAS_RUN)
+            raw = load_tile(dt_ptr + start * dt_l + col, dt_l, here, whole, T, K) + bias
+            dt = time_steps(raw, low, high, here, SOFTPLUS, CLAMP)
+            dtx = dt * load_tile(x_ptr + start * x_l + col, x_l, here, whole, T, K)
+            gy = load_tile(gy_ptr + start * gy_l + col, gy_l, here, whole, T, K)
+            if HAS_Z:
+                z = load_tile(z_ptr + start * z_l + col, z_l, here, whole, T, K)
+                gy *= z * sigmoid(z)
+            if HAS_RUN:
+                at = start + tl.arange(0, T)
+                new = (run_at(run_ptr, at, length) != run_at(run_ptr, at - 1, length))[:, None, None]
+            d_input = tl.zeros((T, K, 32), tl.float32)  # gradient of dt x
+            d_step = tl.zeros((T, K, 32), tl.float32)  # that of dt by way of the decay, over log 2
+            y = tl.zeros((T, K, 32), tl.float32)
+            rate_ptr, read_ptr, write_ptr = A_ptr + lane, B_ptr + start, C_ptr + start
+            from_ptr, stride = enter_ptr + lane, wide
+            if tile > 0:
+                from_ptr, stride = border_ptr + tile * N * (32 * K), 32 * K
+            u_ptr, rate_grad_ptr = leave_ptr + lane, dA_ptr + lane
+            to_ptr = part_ptr + start + j % T + (j // T) * half
+            tl.debug_barrier()
+            for _n in tl.range(0, N, num_stages=1):
+                A = tl.load(rate_ptr + lanes)
+                state = tl.load(from_ptr + lanes)
+                u = tl.load(u_ptr + lanes)
+                dA = tl.load(rate_grad_ptr + lanes, mask=done > 0, other=0.0)
+                others = tl.load(to_ptr, mask=again, other=0.0)
+                B = tl.load(read_ptr + tl.arange(0, T))[:, None, None]
+                C = tl.load(write_ptr + tl.arange(0, T))[:, None, None]
+                decay = tl.exp2(dt * A[None])
+                if HAS_RUN:
+                    decay = tl.where(new, 0.0, decay)
+                add = dtx * B
+                before = add
+                states = add
+                for t in tl.static_range(T):
+                    before = put(before, state, rows, t)
+                    state = take(decay, rows, t) * state + take(add, rows, t)
+                    states = put(states, state, rows, t)
+                out = gy * C
+                grads = out
+                us = out
+                for i in tl.static_range(T):
+                    g = take(out, rows, T - 1 - i) + u
+                    u = take(decay, rows, T - 1 - i) * g
+                    grads = put(grads, g, rows, T - 1 - i)
+                    us = put(us, u, rows, T - 1 - i)
+                if HAS_Z:
+                    y += C * states
+                d_input += grads * B
+                through = us * before
+                d_step += through * A[None]
+                tl.store(u_ptr + lanes, u)
+                tl.store(rate_grad_ptr + lanes, dA + tl.sum(through * dt, 0))
+                sums = tl.zeros((2 * T, 8), tl.float32)
+                sums = over_lanes(tl.sum(grads * dtx, 1), j, 0, sums, T, OPERAND, PRECISION)
+                sums = over_lanes(tl.sum(states * gy, 1), j, T, sums, T, OPERAND, PRECISION)
+                tl.store(to_ptr, tl.sum(sums, 1) + others)
+                rate_ptr += wide
+                read_ptr += padded
+                write_ptr += padded
+                from_ptr += stride
+                u_ptr += wide
+                rate_grad_ptr += wide
+                to_ptr += parts * padded
+
+            # What the loop did not need is read again rather than kept.
+            x = load_tile(x_ptr + start * x_l + col, x_l, here, whole, T, K)
+            to = start * d + col
+            store_tile(dx_ptr + to, d, d_input * dt + D * gy, there, whole, T, K)
+            d_D += tl.sum(gy * x, 0)
+            d_raw = d_step * LN_2 + d_input * x
+            if CLAMP:
+                # At the limits themselves the gradient passes, so the step before it is clamped has to be asked.
+                raw = load_tile(dt_ptr + start * dt_l + col, dt_l, here, whole, T, K) + bias
+                free = time_steps(raw, low, high, here, SOFTPLUS, False)
+                d_raw = tl.where((free < low) | (free > high), 0.0, d_raw)
+            if SOFTPLUS:
+                d_raw *= softplus_slope(dt)
+            d_raw = tl.where(here, d_raw, 0.0)
+            d_bias += tl.sum(d_raw, 0)
+            store_tile(ddt_ptr + to, d, d_raw, there, whole, T, K)
+            if HAS_Z:
+                gy = load_tile(gy_ptr + start * gy_l + col, gy_l, here, whole, T, K)
+                z = load_tile(z_ptr + start * z_l + col, z_l, here, whole, T, K)
+                s = sigmoid(z)
+                store_tile(dz_ptr + to, d, gy * (y + D * x) * (s * (1.0 + z * (1.0 - s))), there, whole, T, K)
+        tl.store(dvector_ptr + lane + lanes, d_D)
+        tl.store(dvector_ptr + wide + lane + lanes, d_bias)
+
+
+@triton.jit(do_not_specialize=["length", "N", "parts", "half"])
+def _sum_parts(
+    part_ptr, dB_ptr, dC_ptr, length, N, groups, parts, padded, half, TOKENS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """(2, b, g, n, parts, padded), summed over parts, to dB and dC (b, l, g, n)."""
+    cuts = padded // TOKENS
+    batch = tl.program_id(0).to(tl.int64) // cuts
+    at = tl.program_id(0).to(tl.int64) % cuts * TOKENS + tl.arange(0, TOKENS)
+    group = tl.program_id(1)
+    n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    inside = (n < N)[:, None]
+    part_ptr += ((batch * groups + group) * N + n)[:, None] * (parts.to(tl.int64) * padded) + at[None, :]
+    dB = tl.zeros((BLOCK, TOKENS), tl.float32)
+    dC = tl.zeros((BLOCK, TOKENS), tl.float32)
+    for _ in tl.range(0, parts):
+        dB += tl.load(part_ptr, mask=inside, other=0.0)
+        dC += tl.load(part_ptr + half, mask=inside, other=0.0)
+        part_ptr += padded
+    to = ((batch * length + at[:, None]) * groups + group) * N + n[None, :]
+    there = (at < length)[:, None] & (n < N)[None, :]
+    tl.store(dB_ptr + to, tl.trans(dB), mask=there)
+    tl.store(dC_ptr + to, tl.trans(dC), mask=there)
+
+
+def backward(
+    grad_y: Tensor,
+    grad_final: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    seq_idx: Tensor | None,
+    enter: Tensor,
+    total: Tensor,
+    softplus: bool,
+    limit: tuple[float, float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; D and dt_bias count as given.
+
+    Those of x, dt, B, C and z have their dtypes, the others are float32.
+    """
+    b, l, d = x.shape
+    g, n = B.shape[2:]
+    cut = plan(x, B)
+    has_run = seq_idx is not None
+    x, dt, gy = inner_contiguous(x), inner_contiguous(dt), inner_contiguous(grad_y)
+    gate = x if z is None else inner_contiguous(z)
+    run = x if seq_idx is None else encode_runs(seq_idx)
+    weights = transpose(B, C, run, has_run, cut.padded)
+    A2 = rates(A, g, cut.wide)
+    local = torch.empty(b, cut.chunks, n, cut.wide, dtype=torch.float32, device=x.device)
+    leave = torch.empty_like(enter)
+    widen_(leave[:, -1], grad_final, g)
+    flags = {
+        "SOFTPLUS": softplus,
+        "CLAMP": clamps(softplus, limit),
+        "HAS_BIAS": dt_bias is not None,
+        "HAS_RUN": has_run,
+        "EVEN": cut.wide == d,
+        "HAS_Z": z is not None,
+    }
+    bias = A2 if dt_bias is None else dt_bias
+    sizes = (l, cut.chunk, cut.chunks, *limit, n)
+    launch = LAUNCH["chunks"]
+    blocks = cut.wide // (32 * launch["K"])
+    _chunk_gradients[(b * cut.chunks * blocks,)](
+        gy, dt, gate, A2, weights[1], bias, run, local, *sizes, blocks, g, d // g, cut.padded,
+        *gy.stride()[:2], *dt.stride()[:2], *gate.stride()[:2], **flags, **launch,
+    )  # fmt: skip
+    pass_states(local, total, A2, run, leave, l, cut, has_run, reverse=True)
+    del local
+
+    launch = LAUNCH["gradients"]
+    width = 32 * launch["K"]
+    blocks = cut.wide // width
+    each = max(1, b * cut.chunks * blocks // PROGRAMS)  # blocks of channels that a program works on in turn
+    each = min(each, blocks // g)
+    parts = -(-blocks // g // each)
+    scratch = cut.chunk // launch["T"] * n * width  # border states of one program
+    slab = max(1, max(AT_ONCE, SCRATCH // (4 * scratch)) // (g * parts))  # chunks at once
+    slab = min(slab, b * cut.chunks)
+    border = torch.empty(slab * g * parts * scratch, dtype=torch.float32, device=x.device)
+    part = torch.empty(2, b, g, n, parts, cut.padded, dtype=torch.float32, device=x.device)
+    dA_part = torch.empty(slab, n, cut.wide, dtype=torch.float32, device=x.device)
+    dvector_part = torch.empty(slab, 2, cut.wide, dtype=torch.float32, device=x.device)
+    dA, dvector = (t.new_zeros(t.shape[1:]) for t in (dA_part, dvector_part))
+    dx, ddt = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, dt))
+    dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    for start in range(0, b * cut.chunks, slab):
+        count = min(slab, b * cut.chunks - start)
+        _gradients[(count * g * parts,)](
+            x, dt, gate, gy, A2, weights[0], weights[1], A2 if D is None else D, bias, run, enter, leave, border,
+            dx, ddt, dx if dz is None else dz, dA_part, dvector_part, part,
+            start, *sizes, blocks, g, parts, each, d // g, cut.padded, part[0].numel(),
+            *x.stride()[:2], *dt.stride()[:2], *gate.stride()[:2], *gy.stride()[:2],
+            **flags, HAS_D=D is not None,
+            OPERAND=tl.float32 if x.dtype == torch.float32 else tl.bfloat16, PRECISION="tf32x3", **launch,
+        )  # fmt: skip
+        dA += dA_part[:count].sum(dim=0)
+        dvector += dvector_part[:count].sum(dim=0)
+
+    dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (B, C))
+    block = min(64, max(16, triton.next_power_of_2(n)))
+    _sum_parts[(b * cut.padded // TOKENS, g, -(-n // block))](
+        part, dB, dC, l, n, g, parts, cut.padded, part[0].numel(), TOKENS=TOKENS, BLOCK=block
+    )  # fmt: skip
+    dD, dbias = dvector.unflatten(-1, (g, -1))[..., : d // g].flatten(1)
+    return dx, ddt, narrow(dA, g, d), dB, dC, dD.clone(), dz, dbias.clone(), narrow(leave[:, 0], g, d)
