@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mamba_core.ops.arguments import working_dtype
+from mamba_core.ops.results import complete, remember_results
 from mamba_core.ops.ssd import chunked
 from mamba_core.ops.ssd.chunks import CHUNK
 
@@ -71,13 +72,14 @@ def _(grad_y, grad_final, x, dt, A, B, C, D, dt_bias, seq_idx, states, dt_softpl
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     """For both paths: same arguments; what the backward wants is returned behind y and the final state."""
     x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, dt_max = inputs
+    remember_results(ctx, *output[:2])
     ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, seq_idx, *output[2:])
     ctx.options = (dt_softplus, dt_min, dt_max)
     ctx.dtypes = tuple(None if t is None else t.dtype for t in (D, dt_bias, initial_state))
 
 
 def _backward(ctx, grad_y, grad_final, _grad_states):  # type: ignore[no-untyped-def]
-    grads = ssd_backward(grad_y, grad_final, *ctx.saved_tensors, *ctx.options)
+    grads = ssd_backward(*complete(ctx, grad_y, grad_final), *ctx.saved_tensors, *ctx.options)
     return _in_place_of_inputs(grads, ctx.dtypes)
 
 
@@ -155,7 +157,7 @@ def _(grad_y, grad_final, x, dt, A, B, C, D, dt_bias, seq_idx, enter, dt_softplu
 
 
 def _backward_triton(ctx, grad_y, grad_final, _grad_enter):  # type: ignore[no-untyped-def]
-    grads = ssd_triton_backward(grad_y, grad_final, *ctx.saved_tensors, *ctx.options)
+    grads = ssd_triton_backward(*complete(ctx, grad_y, grad_final), *ctx.saved_tensors, *ctx.options)
     return _in_place_of_inputs(grads, ctx.dtypes)
 
 

@@ -33,8 +33,8 @@ _LONGEST = 128  # tokens of a chunk; a segment is a multiple of it
 
 @triton.jit
 def load_tile(ptr, at, stride, columns, real, left, WIDTH: tl.constexpr, MASKED: tl.constexpr):
-    """(rows, columns) of a tensor whose last stride is 1; offsets in a tile fit in 32 bits. If MASKED padding is 0; else
-    there is none, and behind the last of the ``left`` tokens that one is repeated."""
+    """(rows, columns) of a tensor whose last stride is 1; offsets in a tile fit in 32 bits. If MASKED, padding is 0;
+    else there is none, and behind the last of the ``left`` tokens that one is repeated."""
     inside = (columns < WIDTH)[None, :]
     if MASKED:
         inside = inside & real[:, None]
@@ -252,11 +252,13 @@ class Plan:
     block_p: int  # columns of the state a program holds
     block_n: int
     p_blocks: int  # of block_p, to cover headdim
+    wide: bool  # float32, or a state of more than 128 columns
 
     def launch(self, how: dict[str, int]) -> dict[str, int]:
-        """Launch parameters: those of usual sizes, or what fits where chunks had to be cut short."""
-        wide = self.chunk * self.block_n > 64 * 128 and self.chunk < _LONGEST
-        return {"num_warps": 8 if wide else 4, "num_stages": 1} if wide or self.chunk < 64 else how
+        """Launch parameters: those of usual sizes, or what fits beside tiles twice as large."""
+        if not self.wide:
+            return how
+        return {"num_warps": 4 if self.chunk < 64 else how["num_warps"] if self.block_n <= 128 else 8, "num_stages": 1}
 
     def heads_together(self, batch: int, groups: int, per_group: int, programs: int) -> int:
         """How many heads of a group share a program: a divisor of them that leaves about so many ``programs``."""
@@ -268,13 +270,15 @@ class Plan:
 def plan(x: Tensor, B: Tensor, longest: int = _LONGEST) -> Plan:
     """The cut for x (b, l, h, p) and B (b, l, g, n). Chunks may be shorter in the backward; segments are the same."""
     b, l, h, p = x.shape
-    block_n = power_of_two(B.shape[3], 16)
-    block_p = min(power_of_two(p, 16), 64)
+    size, block_n = x.element_size(), power_of_two(B.shape[3], 16)
+    # Triton 3.6 miscompiles 16-bit products with fewer than 64 columns on Hopper: rather some columns of zeros.
+    block_p = 64 if size == 2 else min(power_of_two(p, 16), 64)
     p_blocks = -(-p // block_p)
     wanted = max(1, _PROGRAMS // (b * h * p_blocks))
     segment = min(max(2, -(-l // (_LONGEST * wanted))), 16) * _LONGEST  # tokens
-    chunk = min(longest, _LONGEST * 256 // max(256, block_n * x.element_size()))  # its B and C stay in shared memory
-    return Plan(chunk, -(-l // chunk), segment // chunk, -(-l // segment), block_p, block_n, p_blocks)
+    chunk = min(longest, _LONGEST * 256 // max(256, block_n * size))  # its B and C stay in shared memory
+    wide = size == 4 or block_n > 128
+    return Plan(chunk, -(-l // chunk), segment // chunk, -(-l // segment), block_p, block_n, p_blocks, wide)
 
 
 def precision(x: Tensor) -> dict[str, object]:

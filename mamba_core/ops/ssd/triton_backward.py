@@ -40,7 +40,7 @@ LAUNCH = {
     "writes": {"num_warps": 4, "num_stages": 1},
 }
 _CHUNK = 64  # tokens, at most: two accumulators as wide as the state leave room for no more
-_SLAB = 2**29  # bytes of states and gradients of states between the chunks of a slab
+_SLAB = 2**28  # bytes of states and gradients of states between the chunks of a slab
 
 
 @triton.jit
@@ -294,6 +294,7 @@ def _write_gradients(
             if HAS_D:
                 dx += D * gy.to(tl.float32)
             to = dx_ptr + batch * dx_b + head * dx_h + start * dx_l + at[:, None] * dx_l + cols[None, :]
+            tl.debug_barrier()  # dx may take the place of gy, which every thread has read by now
             tl.store(to, dx, mask=here[:, None] & (cols < P)[None, :])
         tl.store(written_ptr + row + at, from_write * step)
         tl.store(direct_ptr + row + at, direct)
@@ -320,7 +321,7 @@ def backward(
     """Gradients of x, dt, A, B, C, D, dt_bias and the initial state, from the ``enter`` of ``triton.forward``.
 
     Those of x, B and C are in x's dtype, the others in float32. ``into`` gives memory for the three, in their shapes,
-    strided but for the last dimension.
+    strided but for the last dimension; the first of them may be ``grad_y``.
     """
     b, l, h, p = x.shape
     g, n = B.shape[2:]
@@ -346,12 +347,11 @@ def backward(
     leave = torch.empty(b, cut.segments + 1, h, n, p, dtype=work, device=device)
     leave[:, -1] = grad_final.transpose(-1, -2)
     pass_states(_pass_gradients, local, kept, leave)
+    del local, kept
 
     together = cut.heads_together(b, g, h // g, _PROGRAMS)
     parts = h // g // together
-    if into is None:
-        into = (torch.empty_like(x, memory_format=torch.contiguous_format), *(t.new_empty(t.shape) for t in (B, C)))
-    dx, dB, dC = into
+    dx, dB, dC = (t.new_empty(t.shape) for t in (x, B, C)) if into is None else into
     sums_B, sums_C = (
         t.unsqueeze(3) if parts == 1 else torch.empty(b, l, g, parts, n, dtype=work, device=device) for t in (dB, dC)
     )
@@ -371,7 +371,7 @@ def backward(
         grid = (b * segments, h * cut.p_blocks)
         where = (l, first, segments, cut.segment, cut.segments, cut.chunks, chunks, h, h // g)
         chunk_states[grid](
-            x, B, steps.step, *decays, states, local, local, kept, enter, *where, *strides["x"], *strides["B"],
+            x, B, steps.step, *decays, states, enter, enter, enter, enter, *where, *strides["x"], *strides["B"],
             **sizes, **flags, ENTERED=True, **launch["states"],
         )  # fmt: skip
         _chunk_gradients[grid](
