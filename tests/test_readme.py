@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import report
 from pipelines.genomics import GENOMICS
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,14 @@ def test_cpu_speed() -> None:
     for row in result["rows"]:
         assert f"{row['serpentine_tokens_per_second']:,}" in README
         assert f"{row['ratio']:.2f}" in README
+
+
+def test_kernel_tables() -> None:
+    """Every kernels_<gpu>.json has its block, made from it; no block stands without its file."""
+    results = {path.stem: path for path in RESULTS.glob("kernels_*.json")}
+    assert set(re.findall(r"<!-- (kernels_\w+) -->", README)) == results.keys()
+    for path in results.values():
+        assert report.block(json.loads(path.read_text()), f"benchmarks/results/{path.name}") in README, path.name
 
 
 def test_results_say_where_and_from_what() -> None:
