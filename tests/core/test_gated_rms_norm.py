@@ -1,5 +1,7 @@
 """The gated norm against its definition, in float64."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -46,5 +48,44 @@ def test_opcheck(gate: bool) -> None:
 
 def test_shapes_are_checked() -> None:
     arguments = inputs(True)
-    with pytest.raises(ValueError, match="group size"):
-        gated_rms_norm(**arguments, group_size=5)
+    for group in (5, -4):
+        with pytest.raises(ValueError, match="group size"):
+            gated_rms_norm(**arguments, group_size=group)
+    with pytest.raises(ValueError, match="z must be"):
+        gated_rms_norm(**arguments | {"z": arguments["x"][:, :5]})
+    with pytest.raises(ValueError, match="weight must be"):
+        gated_rms_norm(**arguments | {"weight": arguments["weight"][:4]})
+
+
+def test_nonsense_is_refused() -> None:
+    arguments = inputs(True)
+    with pytest.raises(ValueError, match="real floating dtype"):
+        gated_rms_norm(**arguments | {"z": torch.ones(2, 37, 12, dtype=torch.int64)})
+    with pytest.raises(ValueError, match="float32"):
+        gated_rms_norm(**arguments, path="triton")
+    with pytest.raises(ValueError, match="unknown path"):
+        gated_rms_norm(**arguments, path="fast")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+def test_triton_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ValueError, match="needs a CUDA GPU"):
+        gated_rms_norm(**{name: t.float() for name, t in inputs(True).items()}, path="triton")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+@pytest.mark.parametrize("gate", [True, False])
+def test_both_paths_look_alike_without_data(gate: bool) -> None:
+    """Shapes, strides and dtypes that a compiler sees, forward and backward."""
+    dtypes = {"x": torch.bfloat16, "z": torch.float32, "weight": torch.float16}
+    arguments = [t.detach().to("meta", dtypes[name]) for name, t in inputs(gate).items()]
+    if not gate:
+        arguments.insert(1, None)
+    ops = torch.ops.mamba_core
+    for names, leading in (
+        (("gated_rms_norm", "gated_rms_norm_triton"), ()),
+        (("gated_rms_norm_backward", "gated_rms_norm_triton_backward"), (arguments[0],)),
+    ):
+        chunked_, triton_ = (getattr(ops, name)(*leading, *arguments, 1e-5, 12) for name in names)
+        want, got = ((t,) if isinstance(t, torch.Tensor) else t for t in (chunked_, triton_))
+        assert [(t.shape, t.stride(), t.dtype) for t in want] == [(t.shape, t.stride(), t.dtype) for t in got]
