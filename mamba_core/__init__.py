@@ -2,6 +2,7 @@
 
 from mamba_core.backbone import Backbone, BackboneConfig
 from mamba_core.causal_lm import CausalLM
+from mamba_core.decoding import GraphedStep
 from mamba_core.mixers import Capabilities, Mamba1Config, Mamba2Config, Mixer
 from mamba_core.state import State
 
@@ -10,6 +11,7 @@ __all__ = [
     "BackboneConfig",
     "Capabilities",
     "CausalLM",
+    "GraphedStep",
     "Mamba1Config",
     "Mamba2Config",
     "Mixer",

@@ -84,11 +84,12 @@ class Backbone(nn.Module):
             x, after[name] = block.step(x, state.child(name))
         return self.norm(x), State.nest(after)
 
+    @torch.no_grad()
     def step_(self, x: Tensor, state: State) -> Tensor:
-        """As :meth:`step`, to the bit, but ``state`` is overwritten in place and keeps its storage."""
-        x, after = self.step(x, state)
-        state.copy_(after)
-        return x
+        """As :meth:`mamba_core.mixers.Mixer.step_`."""
+        for name, block in self.blocks():
+            x = block.step_(x, state.child(name))
+        return self.norm(x)
 
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
         """The state before any token."""

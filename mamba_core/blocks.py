@@ -38,3 +38,8 @@ class Block(nn.Module):
         """As :meth:`mamba_core.mixers.Mixer.step`."""
         y, state = self.mixer.step(self.norm(x), state)
         return x + y, state
+
+    @torch.no_grad()
+    def step_(self, x: Tensor, state: State) -> Tensor:
+        """As :meth:`mamba_core.mixers.Mixer.step_`."""
+        return x + self.mixer.step_(self.norm(x), state)

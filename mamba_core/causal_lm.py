@@ -40,11 +40,10 @@ class CausalLM(nn.Module):
         x, state = self.backbone.step(self.embedding(tokens), state)
         return self.head(x), state
 
+    @torch.no_grad()
     def step_(self, tokens: Tensor, state: State) -> Tensor:
-        """As :meth:`step`, to the bit, but ``state`` is overwritten in place and keeps its storage."""
-        logits, after = self.step(tokens, state)
-        state.copy_(after)
-        return logits
+        """As :meth:`step` without gradients, to the bit, but ``state`` is overwritten and keeps its storage."""
+        return self.head(self.backbone.step_(self.embedding(tokens), state))
 
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
         """The state before any token."""

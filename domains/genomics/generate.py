@@ -14,7 +14,7 @@ from domains.genomics.io import write_fasta
 from domains.genomics.model import load_model
 from domains.genomics.tokens import BASES, BOS, N, decode, describe_foreign, encode, find_foreign
 from domains.hardware import choose_device
-from mamba_core import CausalLM, State
+from mamba_core import CausalLM, GraphedStep, State
 
 _PREFILL = 65536  # bases of the prompt read in one call
 _MOST = 10_000  # sequences, sampled side by side: each has a state of its own in memory
@@ -83,11 +83,12 @@ def sample(model: CausalLM, prompt: np.ndarray, config: GenerateConfig, *, progr
     logits, state = _prefill(model, prompt, device)
     logits, state = logits.expand(config.count, -1), state.rows([0] * config.count)
     sampled = np.empty((config.count, config.length), dtype=np.uint8)
+    graphed = GraphedStep(model, state) if config.length > 1 else None
     for i in tqdm(range(config.length), desc="sampling", unit="b", delay=1, disable=not progress):
         tokens = draw(logits, config.temperature, config.top_k, random)
         sampled[:, i] = tokens.numpy()
-        if i + 1 < config.length:
-            logits, state = model.step(tokens.to(device), state)
+        if graphed is not None and i + 1 < config.length:
+            logits = graphed.step(tokens)
     return sampled
 
 

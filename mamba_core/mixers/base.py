@@ -46,8 +46,9 @@ class Mixer(nn.Module, ABC):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Mix one token of each row, x (b, d_model), in constant time: equals :meth:`forward` on one token."""
 
+    @torch.no_grad()
     def step_(self, x: Tensor, state: State) -> Tensor:
-        """As :meth:`step`, to the bit, but ``state`` is overwritten in place and keeps its storage."""
+        """As :meth:`step` without gradients, to the bit, but ``state`` is overwritten and keeps its storage."""
         y, after = self.step(x, state)
         state.copy_(after)
         return y
@@ -105,16 +106,3 @@ def init_dt_bias(size: int, dt_min: float, dt_max: float, dt_floor: float) -> Te
     log_dt = torch.rand(size) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)
     dt = log_dt.exp().clamp(min=dt_floor)
     return dt + torch.log(-torch.expm1(-dt))  # inverse of softplus
-
-
-def conv_step(x: Tensor, tail: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """One token of the causal convolution with silu: x (b, c), tail (b, width - 1, c), weight (c, width).
-
-    Returns:
-        y (b, c) and the new tail, both in the tail's dtype.
-    """
-    window = torch.cat([tail, x.to(tail.dtype)[:, None]], dim=1)
-    y = torch.addcmul(bias.to(tail.dtype), window[:, -1], weight[:, -1].to(tail.dtype))
-    for k in range(weight.shape[1] - 1):
-        y = torch.addcmul(y, window[:, k], weight[:, k].to(tail.dtype))
-    return nn.functional.silu(y), window[:, 1:]

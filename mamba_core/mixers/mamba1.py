@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, conv_step, init_dt_bias, resume
+from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, init_dt_bias, resume
 from mamba_core.ops.arguments import check_limit, working_dtype
 from mamba_core.ops.causal_conv1d import causal_conv1d
+from mamba_core.ops.decode import conv_step, selective_scan_step
 from mamba_core.ops.selective_scan import selective_scan
 from mamba_core.state import State
 
@@ -82,16 +83,11 @@ class Mamba1(Mixer):
         return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": last})
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        inner, z = self.in_proj(x).chunk(2, dim=-1)
-        inner, conv = conv_step(inner, state["conv"], self.conv_weight, self.conv_bias)
-        dt, B, C = self._select(inner.to(z.dtype))
-        dt = F.softplus(dt.to(inner.dtype) + self.dt_bias).clamp(*self.config.dt_limit)  # (b, d)
-        decay = torch.exp(dt[..., None] * self._A())  # (b, d, n)
-        ssm = torch.addcmul(state["ssm"] * decay, (dt * inner)[..., None], B.to(inner.dtype)[:, None])
-        y = (ssm @ C.to(inner.dtype)[..., None]).squeeze(-1)
-        y = torch.addcmul(y, inner, self.D) * F.silu(z.to(inner.dtype))
-        new = State({"conv": conv, "ssm": ssm, "seq_idx": state["seq_idx"].clamp(min=0)})
-        return self.out_proj(y.to(z.dtype)), new
+        return self._step(x, state, in_place=False)
+
+    @torch.no_grad()
+    def step_(self, x: Tensor, state: State) -> Tensor:
+        return self._step(x, state, in_place=True)[0]
 
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
         device = device or self.A_log.device
@@ -109,6 +105,26 @@ class Mamba1(Mixer):
         inner, _ = causal_conv1d(inner, self.conv_weight, self.conv_bias)
         dt = self._select(inner)[0].to(self.dt_bias.dtype)
         return F.softplus(dt + self.dt_bias).clamp(*self.config.dt_limit)
+
+    def _step(self, x: Tensor, state: State, in_place: bool) -> tuple[Tensor, State]:
+        inner, z = self.in_proj(x).chunk(2, dim=-1)
+        inner, conv = conv_step(inner, self.conv_weight, self.conv_bias, state["conv"], in_place=in_place)
+        dt, B, C = self._select(inner)
+        y, ssm, seq_idx = selective_scan_step(
+            inner,
+            dt,
+            B,
+            C,
+            z,
+            self.A_log,
+            self.D,
+            self.dt_bias,
+            state["ssm"],
+            state["seq_idx"],
+            dt_limit=self.config.dt_limit,
+            in_place=in_place,
+        )
+        return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": seq_idx})
 
     def _A(self) -> Tensor:
         return -torch.exp(self.A_log)

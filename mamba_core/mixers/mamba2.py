@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, conv_step, init_dt_bias, resume
+from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, init_dt_bias, resume
 from mamba_core.ops.arguments import check_limit, working_dtype
-from mamba_core.ops.causal_conv1d import causal_conv1d
-from mamba_core.ops.gated_rms_norm import gated_rms_norm
-from mamba_core.ops.ssd import ssd
+from mamba_core.ops.decode import mamba2_step
+from mamba_core.ops.mamba2_inner import mamba2_inner
 from mamba_core.state import State
 
 
@@ -78,37 +77,29 @@ class Mamba2(Mixer):
     def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
         state = self.init_state(x.shape[0], x.device) if state is None else state
         state, last = resume(state, seq_idx)
-        z, xBC, dt = self._project(x)
-        xBC, conv = causal_conv1d(xBC, self.conv_weight, self.conv_bias, state["conv"], seq_idx)
-        inner, B, C = self._split(xBC)
-        y, ssm = ssd(
-            inner.unflatten(-1, (self.heads, -1)),
-            dt,
+        y, conv, ssm = mamba2_inner(
+            self.in_proj(x),
+            self.conv_weight,
+            self.conv_bias,
             self._A(),
-            B.unflatten(-1, (self.config.groups, -1)),
-            C.unflatten(-1, (self.config.groups, -1)),
-            D=self.D,
-            dt_bias=self.dt_bias,
-            initial_state=state["ssm"],
-            seq_idx=seq_idx,
+            self.D,
+            self.dt_bias,
+            self.norm_weight,
+            state["conv"],
+            state["ssm"],
+            seq_idx,
+            groups=self.config.groups,
+            norm_eps=self.norm_eps,
             dt_limit=self.config.dt_limit,
         )
-        return self._out(y.flatten(-2), z), State({"conv": conv, "ssm": ssm, "seq_idx": last})
+        return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": last})
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        z, xBC, dt = self._project(x)
-        xBC, conv = conv_step(xBC, state["conv"], self.conv_weight, self.conv_bias)
-        inner, B, C = self._split(xBC)
-        inner = inner.unflatten(-1, (self.heads, -1))  # (b, h, p)
-        per_group = self.heads // self.config.groups
-        B = B.unflatten(-1, (self.config.groups, -1)).repeat_interleave(per_group, dim=1)  # (b, h, n)
-        C = C.unflatten(-1, (self.config.groups, -1)).repeat_interleave(per_group, dim=1)
-        dt = F.softplus(dt.to(inner.dtype) + self.dt_bias).clamp(*self.config.dt_limit)  # (b, h)
-        decay = torch.exp(dt * self._A())[..., None, None]
-        ssm = torch.addcmul(state["ssm"] * decay, (inner * dt[..., None])[..., None], B[:, :, None])
-        y = torch.addcmul((ssm @ C[..., None]).squeeze(-1), inner, self.D[:, None])
-        new = State({"conv": conv, "ssm": ssm, "seq_idx": state["seq_idx"].clamp(min=0)})
-        return self._out(y.flatten(-2).to(z.dtype), z), new
+        return self._step(x, state, in_place=False)
+
+    @torch.no_grad()
+    def step_(self, x: Tensor, state: State) -> Tensor:
+        return self._step(x, state, in_place=True)[0]
 
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
         device = device or self.A_log.device
@@ -123,21 +114,26 @@ class Mamba2(Mixer):
         )
 
     def time_steps(self, x: Tensor) -> Tensor:
-        dt = self._project(x)[2].to(self.dt_bias.dtype)
+        dt = self.in_proj(x)[..., -self.heads :].to(self.dt_bias.dtype)
         return F.softplus(dt + self.dt_bias).clamp(*self.config.dt_limit)
+
+    def _step(self, x: Tensor, state: State, in_place: bool) -> tuple[Tensor, State]:
+        y, conv, ssm, seq_idx = mamba2_step(
+            self.in_proj(x),
+            self.conv_weight,
+            self.conv_bias,
+            self.A_log,
+            self.D,
+            self.dt_bias,
+            self.norm_weight,
+            state["conv"],
+            state["ssm"],
+            state["seq_idx"],
+            norm_eps=self.norm_eps,
+            dt_limit=self.config.dt_limit,
+            in_place=in_place,
+        )
+        return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": seq_idx})
 
     def _A(self) -> Tensor:
         return -torch.exp(self.A_log)
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z, xBC, dt = self.in_proj(x).split([self.d_inner, self.conv_dim, self.heads], dim=-1)
-        return z, xBC, dt
-
-    def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        wide = self.config.groups * self.config.d_state
-        x, B, C = xBC.split([self.d_inner, wide, wide], dim=-1)
-        return x, B, C
-
-    def _out(self, y: Tensor, z: Tensor) -> Tensor:
-        y = gated_rms_norm(y, z, self.norm_weight, self.norm_eps, self.d_inner // self.config.groups)
-        return self.out_proj(y)

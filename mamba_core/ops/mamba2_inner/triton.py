@@ -1,0 +1,116 @@
+"""Mamba-2 between its projections for GPUs: the kernels of the three operations, each writing where the next one reads.
+
+In the backward the gradient of ``projected`` is the only large tensor beside those that came in. Its columns [z, x, B,
+C, dt] take the gradient of z; of y, which becomes that of x, B and C behind the convolution, and then that before it;
+and of dt.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mamba_core.ops.causal_conv1d import triton as conv_kernels
+from mamba_core.ops.gated_rms_norm import triton as norm_kernels
+from mamba_core.ops.ssd import triton as ssd_kernels
+from mamba_core.ops.ssd import triton_backward as ssd_gradients
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What stands where in ``projected`` and in its gradient."""
+
+    inner: int  # h p
+    channels: int  # of the convolution, h p + 2 g n
+    heads: int
+    groups: int
+
+    def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z, [x, B, C], dt."""
+        z, xBC, dt = projected.split([self.inner, self.channels, self.heads], dim=-1)
+        return z, xBC, dt
+
+    def operands(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (b, l, h, p), B and C (b, l, g, n)."""
+        wide = (self.channels - self.inner) // 2
+        x, B, C = xBC.split([self.inner, wide, wide], dim=-1)
+        return self.by_head(x), B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1))
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """(b, l, h p) as (b, l, h, p)."""
+        return x.unflatten(-1, (self.heads, -1))
+
+
+def forward(
+    projected: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    norm_weight: Tensor,
+    conv_state: Tensor | None,
+    ssm_state: Tensor | None,
+    seq_idx: Tensor | None,
+    groups: int,
+    eps: float,
+    limit: tuple[float, float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The output (b, l, h p), the states, and for the backward y before the norm and the states within the sequence
+    (``ssd.triton.forward``)."""
+    columns = Columns(len(norm_weight), len(conv_weight), len(A), groups)
+    z, xBC, dt = columns.split(projected)
+    xBC, conv = conv_kernels.forward(xBC, conv_weight, conv_bias, conv_state, seq_idx, True)
+    x, B, C = columns.operands(xBC)
+    y, ssm, enter = ssd_kernels.forward(x, dt, A, B, C, D, dt_bias, ssm_state, seq_idx, True, limit)
+    y = y.flatten(-2)
+    return norm_kernels.forward(y, z, norm_weight, eps, columns.inner // groups), conv, ssm, y, enter
+
+
+def norm_backward(
+    grad: Tensor, y: Tensor, projected: Tensor, norm_weight: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The gradient of ``projected`` with that of z, that of y where that of x goes, and the rest unwritten; and the
+    gradient of the norm's weight in float32."""
+    inner = len(norm_weight)
+    grads = torch.empty(projected.shape, dtype=projected.dtype, device=projected.device)
+    z = projected[..., :inner]
+    dz, dy = grads[..., :inner], grads[..., inner : 2 * inner]
+    _, _, dw = norm_kernels.backward(grad, y, z, norm_weight, eps, inner // groups, dx=dy, dz=dz)
+    return grads, dw
+
+
+def scan_backward(
+    grads: Tensor,
+    grad_conv: Tensor,
+    grad_ssm: Tensor,
+    projected: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    conv_state: Tensor | None,
+    seq_idx: Tensor | None,
+    enter: Tensor,
+    inner: int,
+    groups: int,
+    limit: tuple[float, float],
+) -> tuple[Tensor, ...]:
+    """Complete ``grads`` of :func:`norm_backward`; the gradients of conv_weight, conv_bias, A, D, dt_bias, conv_state
+    and ssm_state in float32."""
+    columns = Columns(inner, len(conv_weight), len(A), groups)
+    _, before, dt = columns.split(projected)
+    _, d_xBC, d_dt = columns.split(grads)
+    xBC, _ = conv_kernels.forward(before, conv_weight, conv_bias, conv_state, seq_idx, True)
+    x, B, C = columns.operands(xBC)
+    into = columns.operands(d_xBC)
+    _, ddt, dA, _, _, dD, dbias, dssm = ssd_gradients.backward(
+        into[0], grad_ssm, x, dt, A, B, C, D, dt_bias, seq_idx, enter, True, limit, into=into
+    )
+    d_dt.copy_(ddt)
+    del x, B, C, xBC, ddt
+    _, dw, db, dconv = conv_kernels.backward(
+        d_xBC, grad_conv, before, conv_weight, conv_bias, conv_state, seq_idx, True, dx=d_xBC
+    )
+    return dw, db, dA, dD, dbias, dconv, dssm

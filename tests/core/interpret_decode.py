@@ -1,0 +1,70 @@
+"""The decode kernels on a CPU, against the float64 reference; run by test_triton.py in a process of its own.
+
+Triton decides at import whether it interprets, so this cannot share a process with anything that compiles.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from mamba_core.ops import decode
+from tests.core.helpers import assert_same
+from tests.core.steps import conv_step_arguments, mamba2_step_arguments, named, selective_scan_step_arguments
+
+MAMBA2 = [  # batch, heads, headdim, groups, d_state, width
+    (2, 2, 16, 1, 16, 4),
+    (1, 2, 64, 1, 128, 4),
+    (2, 4, 20, 2, 24, 3),
+    (1, 6, 33, 3, 100, 2),
+    (1, 2, 32, 1, 256, 1),
+]
+SCAN = [(2, 40, 16), (1, 70, 5), (2, 33, 128)]  # batch, channels, d_state
+CONV = [(2, 300, 4), (1, 70, 3), (3, 33, 2), (2, 5, 1)]  # batch, channels, width
+LIMITS = ((0.0, float("inf")), (0.2, 0.8))
+
+
+def poisoned(*size: int, **options: object) -> Tensor:
+    """As torch.empty, but what a kernel leaves out shows."""
+    return torch.full(size, float("nan"), **options)  # type: ignore[call-overload]
+
+
+def compare(op: str, exact: dict[str, Tensor], **options: object) -> None:
+    """The kernels in float32, functional and in place, against the reference."""
+    function: Callable[..., tuple[Tensor, ...]] = getattr(decode, op)
+    want = named(op, function(**exact, path="reference", **options))
+    low = {n: t.float() if t.is_floating_point() else t.clone() for n, t in exact.items()}
+    with patch("torch.empty", poisoned):
+        got = named(op, function(**low, path="triton", **options))
+        given = {n: low[n].clone() for n in got if n != "y"}
+        again = named(op, function(**low | given, path="triton", in_place=True, **options))
+    assert_same(want, got, 1e-5)
+    for name, tensor in got.items():
+        assert torch.equal(again[name], tensor), name
+        if name != "y":
+            assert again[name] is given[name], name
+            assert torch.equal(low[name].double(), exact[name].float().double()), name  # what was given stays
+    print(f"{op} {[tuple(t.shape) for t in got.values()]} {options}: same", flush=True)
+
+
+def main() -> int:
+    warnings.simplefilter("ignore", RuntimeWarning)  # masked-out lanes overflow in numpy
+    torch.manual_seed(0)
+    for index, shape in enumerate(MAMBA2):
+        compare("mamba2_step", mamba2_step_arguments(*shape), dt_limit=LIMITS[index % 2])
+    with patch("mamba_core.ops.decode.triton.FULL", 1):  # the tiles of a large batch
+        compare("mamba2_step", mamba2_step_arguments(1, 2, 70, 1, 128, 4))
+        compare("conv_step", conv_step_arguments(2, 300, 4))
+    for sizes in SCAN:
+        for limit in LIMITS:
+            compare("selective_scan_step", selective_scan_step_arguments(*sizes), dt_limit=limit)
+    for sizes in CONV:
+        compare("conv_step", conv_step_arguments(*sizes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
