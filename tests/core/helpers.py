@@ -1,9 +1,19 @@
 """What the tests of the operations share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor
+
+from mamba_core import BackboneConfig, CausalLM, Mamba1Config, Mamba2Config
+
+DEVICE = "cuda"  # of the tests that need a GPU
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}  # of the Triton kernels
 
 
 def pack(length: int, batch: int = 2) -> Tensor:
@@ -16,15 +26,50 @@ def pack(length: int, batch: int = 2) -> Tensor:
     return seq_idx
 
 
+def ssd_inputs(batch: int, length: int, heads: int, headdim: int, groups: int, d_state: int) -> dict[str, Tensor]:
+    """Random float64 arguments of ssd, all with gradients."""
+    generator = torch.Generator().manual_seed(length)
+    shapes = {
+        "x": (batch, length, heads, headdim),
+        "dt": (batch, length, heads),
+        "A": (heads,),
+        "B": (batch, length, groups, d_state),
+        "C": (batch, length, groups, d_state),
+        "D": (heads,),
+        "z": (batch, length, heads, headdim),
+        "dt_bias": (heads,),
+        "initial_state": (batch, heads, headdim, d_state),
+    }
+    tensors = {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
+    tensors["A"] = -tensors["A"].exp()
+    return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+
+
+def small_lm(mixer: str) -> CausalLM:
+    """Two layers over a vocabulary of 16."""
+    torch.manual_seed(0)
+    config = BackboneConfig(
+        d_model=64, n_layers=2, pattern=[mixer], mamba1=Mamba1Config(), mamba2=Mamba2Config(d_state=32, headdim=32)
+    )
+    return CausalLM(16, config)
+
+
 def gradients(
-    function: Callable[..., tuple[Tensor, Tensor] | Tensor], arguments: Mapping[str, Tensor], **options: object
+    function: Callable[..., tuple[Tensor, ...] | Tensor],
+    arguments: Mapping[str, Tensor],
+    rounding: Sequence[torch.dtype] = (torch.float64, torch.float64),
+    **options: object,
 ) -> dict[str, Tensor]:
-    """Outputs of a function, and the gradient of each of its arguments for one fixed random direction."""
+    """Outputs of a function, and the gradient of each of its arguments for one fixed random direction.
+
+    ``rounding`` gives dtypes that hold the direction exactly, one for each output.
+    """
     results = function(**arguments, **options)
     outputs = results if isinstance(results, tuple) else (results,)
     generator = torch.Generator().manual_seed(7)
     loss = sum(
-        (out * torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)).sum() for out in outputs
+        (out * torch.randn(out.shape, generator=generator, dtype=torch.float64).to(dtype).to(out)).sum()
+        for out, dtype in zip(outputs, rounding, strict=False)
     )
     grads = torch.autograd.grad(loss, list(arguments.values()))  # type: ignore[arg-type]
     named = {f"output {i}": out.detach() for i, out in enumerate(outputs)}
@@ -37,3 +82,93 @@ def assert_same(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], toler
         assert got[name].shape == want.shape, name
         error = (got[name].double() - want.double()).norm() / want.double().norm().clamp(min=1e-12)
         assert error <= tolerance, f"{name}: relative error {error:.2e}"
+
+
+def assert_equal(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
+    """To the bit."""
+    for name, want in expected.items():
+        assert torch.equal(want, got[name]), name
+
+
+def rounded(arguments: Mapping[str, Tensor], dtype: torch.dtype, names: Collection[str]) -> dict[str, Tensor]:
+    """The arguments on the GPU: those of these names in ``dtype``, the others in float32."""
+    return {name: t.detach().to(DEVICE, dtype if name in names else torch.float32) for name, t in arguments.items()}
+
+
+def leaves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same memory, layout included, each tensor with a gradient of its own."""
+    return {name: t.detach().requires_grad_() for name, t in tensors.items()}
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same numbers as a slice of something wider; neither its start nor its rows are aligned."""
+    wide = tensor.new_full((*tensor.shape[:-1], tensor.shape[-1] + 11), torch.nan)
+    wide[..., 3:-8] = tensor
+    return wide[..., 3:-8]
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory that nobody has written holds NaN."""
+
+    def fill(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def filled(*args: Any, **options: Any) -> Tensor:
+            out = create(*args, **options)
+            return out.fill_(torch.nan) if out.is_floating_point() else out
+
+        return filled
+
+    with (
+        patch.object(torch, "empty", fill(torch.empty)),
+        patch.object(torch, "empty_like", fill(torch.empty_like)),
+        patch.object(torch.Tensor, "new_empty", fill(torch.Tensor.new_empty)),
+    ):
+        yield
+
+
+def compare(
+    function: Callable[..., tuple[Tensor, ...]],
+    low: Mapping[str, Tensor],
+    seq_idx: Tensor | None = None,
+    padded: Collection[str] = (),
+    exact: str = "chunked",
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Check outputs, gradients and dtypes of the Triton path against another path in float64 on the same numbers.
+
+    Padding of the tensors named ``padded`` holds NaN on the Triton side. The first output has the dtype of the first
+    argument, which decides the tolerance; the others, states, are in float32.
+    """
+    dtype = next(iter(low.values())).dtype
+    rounding = (dtype, torch.float32, torch.float32)
+    doubles = leaves({name: t.double() for name, t in low.items()})
+    want = gradients(function, doubles, rounding, seq_idx=seq_idx, path=exact, **options)
+    if seq_idx is not None:
+        low = dict(low)
+        for name in low.keys() & set(padded):
+            padding = (seq_idx < 0).view(*seq_idx.shape, *[1] * (low[name].ndim - 2))
+            low[name] = low[name].masked_fill(padding, torch.nan)
+    with poisoned():
+        got = gradients(function, leaves(low), rounding, seq_idx=seq_idx, path="triton", **options)
+    assert all(got[name].dtype == rounding[i] for i, name in enumerate(name for name in got if "output" in name))
+    assert all(got[f"gradient of {name}"].dtype == t.dtype for name, t in low.items())
+    assert_same(want, got, TOLERANCE[dtype])
+    return got
+
+
+def large(gigabytes: int) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """For a test that wants so much GPU memory: skipped where there is less, and what it took is handed back."""
+
+    def decorate(test: Callable[[], None]) -> Callable[[], None]:
+        @wraps(test)
+        def run() -> None:
+            if torch.cuda.get_device_properties(0).total_memory < gigabytes * 1e9:
+                pytest.skip(f"needs {gigabytes} GB of GPU memory")
+            try:
+                test()
+            finally:
+                torch.cuda.empty_cache()
+
+        return run
+
+    return decorate

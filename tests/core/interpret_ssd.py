@@ -10,8 +10,7 @@ import warnings
 import torch
 
 from mamba_core.ops.ssd import ssd
-from tests.core.helpers import assert_same, gradients, pack
-from tests.core.test_gpu import ssd_inputs
+from tests.core.helpers import assert_same, gradients, pack, ssd_inputs
 
 SHAPES = [  # batch, length, heads, headdim, groups, d_state
     (2, 1, 2, 16, 1, 16),

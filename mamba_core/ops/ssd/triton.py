@@ -270,9 +270,10 @@ class Plan:
 def plan(x: Tensor, B: Tensor, longest: int = _LONGEST) -> Plan:
     """The cut for x (b, l, h, p) and B (b, l, g, n). Chunks may be shorter in the backward; segments are the same."""
     b, l, h, p = x.shape
-    size, block_n = x.element_size(), power_of_two(B.shape[3], 16)
+    size = x.element_size()
     # Triton 3.6 miscompiles 16-bit products with fewer than 64 columns on Hopper: rather some columns of zeros.
-    block_p = 64 if size == 2 else min(power_of_two(p, 16), 64)
+    narrowest = 64 if size == 2 else 16
+    block_n, block_p = power_of_two(B.shape[3], narrowest), min(power_of_two(p, narrowest), 64)
     p_blocks = -(-p // block_p)
     wanted = max(1, _PROGRAMS // (b * h * p_blocks))
     segment = min(max(2, -(-l // (_LONGEST * wanted))), 16) * _LONGEST  # tokens
