@@ -1,5 +1,7 @@
 """The same operations and models on a GPU, against float64 on the CPU."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,9 +17,12 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
-def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def full_precision() -> Iterator[None]:
+    """Not by monkeypatch, which cannot take back an attribute that is computed."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def on_gpu(arguments: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

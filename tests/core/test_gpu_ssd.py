@@ -29,7 +29,7 @@ from tests.core.helpers import (
 pytestmark = pytest.mark.gpu
 
 ALONG_TIME = ("x", "dt", "B", "C", "z")
-SIZES = {"batch": 2, "heads": 4, "headdim": 64, "groups": 1, "d_state": 128}
+SIZES = {"batch": 2, "heads": 8, "headdim": 64, "groups": 1, "d_state": 128}
 HARD_CASES = ("fast decay", "huge steps", "threshold", "small steps", "long memory", "no decay", "zero A", "zeros")
 
 
@@ -54,6 +54,7 @@ def hard(case: str, low: dict[str, Tensor]) -> dict[str, Tensor]:
     elif case == "threshold":  # of softplus
         low["dt"].fill_(20.1)
         low["dt_bias"].zero_()
+        low["A"] *= 0.05
     elif case == "small steps":
         low["dt"] -= 6
     elif case == "long memory":
@@ -79,7 +80,7 @@ def test_lengths(packed: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_long(packed: bool, dtype: torch.dtype) -> None:
-    check(inputs(65537, dtype, batch=1), documents(65537, packed, 1))
+    check(inputs(65537, dtype, batch=1, heads=6), documents(65537, packed, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -88,7 +89,7 @@ def test_long(packed: bool, dtype: torch.dtype) -> None:
     [
         {"length": 300, "batch": 1, "heads": 8, "headdim": 32, "groups": 2, "d_state": 16},
         {"length": 300, "headdim": 128, "d_state": 256},
-        {"length": 200, "batch": 3, "heads": 6, "headdim": 20, "groups": 3, "d_state": 24},
+        {"length": 200, "batch": 3, "heads": 9, "headdim": 20, "groups": 3, "d_state": 24},
         {"length": 150, "groups": 4, "d_state": 64},
         {"length": 33, "batch": 300},
     ],
@@ -121,6 +122,14 @@ def test_hard_cases(packed: bool, dtype: torch.dtype) -> None:
         assert all(tensor.isfinite().all() for tensor in got.values()), case
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_steep_decay_leaves_A_its_digits(packed: bool) -> None:
+    """What a token reads of its own is much more than all that decays on its way, and none of A's business."""
+    low = inputs(257)
+    low["A"] *= 30
+    check(low, documents(257, packed))
+
+
 def test_rows_of_padding() -> None:
     """One row of nothing else, which keeps its state, and one that begins with it."""
     seq_idx = torch.zeros(3, 257, dtype=torch.int64, device=helpers.DEVICE)
@@ -134,9 +143,9 @@ def test_rows_of_padding() -> None:
 def test_slices_of_projections() -> None:
     """In place and to the bit as dense ones, where rows are aligned; z and dt come from rows of odd length."""
     low = inputs(260)
-    wide = torch.randn(2, 260, 256 + 2 * 128, device=helpers.DEVICE)
-    x, B, C = wide.split([256, 128, 128], dim=-1)
-    low |= {"x": x.unflatten(-1, (4, 64)), "B": B.unsqueeze(2), "C": C.unsqueeze(2)}
+    wide = torch.randn(2, 260, 512 + 2 * 128, device=helpers.DEVICE)
+    x, B, C = wide.split([512, 128, 128], dim=-1)
+    low |= {"x": x.unflatten(-1, (8, 64)), "B": B.unsqueeze(2), "C": C.unsqueeze(2)}
     low |= {name: strided(low[name]) for name in ("dt", "z")}
     for seq_idx in (None, documents(260, True)):
         dense = leaves({name: t.contiguous() for name, t in low.items()})
@@ -212,7 +221,7 @@ def test_checkpointing_changes_no_bit(dtype: torch.dtype) -> None:
 
 def test_more_rows_than_blocks_in_a_grid() -> None:
     """A grid has at most 65,535 blocks along its second and third dimension."""
-    check(inputs(2, batch=70_000, headdim=32, d_state=16), exact="reference")
+    check(inputs(2, batch=70_000, heads=2, headdim=32, d_state=16), exact="reference")
 
 
 @large(24)

@@ -2,7 +2,7 @@
 
 The sequence is cut into chunks, and a program holds 32 K channels of one chunk, so that batch 1 fills the chip:
 
-1. ``_transpose``: B and C as (b, g, n, l) in float32, so that a thread reads one n of all tokens of a tile at once.
+1. ``_transpose``: B and C as (b, g, n, l), so that a thread reads one n of all tokens of a tile at once.
 2. ``_chunk_states``: the state that each chunk reaches from zero, and the sum of its time steps, which is all that its
    decay depends on.
 3. ``_pass_states``: the state that enters each chunk; as many steps as there are chunks.
@@ -13,7 +13,8 @@ registers alone, a recurrence is a walk over rows (:func:`take`, :func:`put`) th
 else, and no thread waits for another. Triton lays tiles out like this by itself as long as no thread may read
 neighbouring channels at once, hence the pointers of unknown alignment (right, if slower, in any layout). The state goes
 to memory (the first-level cache) and back between tiles, which makes the loop over its n numbers an ordinary one: any
-d_state.
+d_state. A program is one warp, and waits for its loads alone: so each loop over n loads what the next n wants before it
+works on this one.
 
 States are (n, wide): channels in order, each group filled up to a multiple of 64. Exponents are in base 2. Chunks
 depend on the shapes alone, so that results do too.
@@ -35,9 +36,9 @@ PROGRAMS = 4096  # chunks x blocks of channels x batch aimed at: many for each m
 CHUNKS = (32, 128)  # shortest and longest chunk; the state that enters each is kept for the backward
 # T divides the shortest chunk, 32 K divides WIDTH. maxnreg: more programs at once, as long as no inner loop spills.
 LAUNCH = {
-    "states": {"T": 16, "K": 2, "num_warps": 1},
+    "states": {"T": 16, "K": 2, "num_warps": 1, "maxnreg": 128},
     "pass": {"T": 16, "K": 1, "num_warps": 1},
-    "outputs": {"T": 16, "K": 2, "num_warps": 1, "maxnreg": 168},
+    "outputs": {"T": 8, "K": 2, "num_warps": 1, "maxnreg": 128},
 }
 POINTERS = ["x", "dt", "z", "y", "A", "D", "bias", "local", "enter", "total", "run", "states"]
 UNALIGNED = [f"{name}_ptr" for name in POINTERS]
@@ -154,20 +155,31 @@ def lanes_of(K: tl.constexpr):
 
 
 @triton.jit
+def advance(ptr, n, N, stride):
+    """The pointer for n + 1, which behind the last n stays where it is."""
+    return ptr + tl.where(n + 1 < N, stride, 0)
+
+
+@triton.jit
 def accumulate(sum_ptr, A_ptr, weight_ptr, passed, value, N, wide, padded, again, T: tl.constexpr, K: tl.constexpr):
     """For every n add the sum over tokens of exp(A passed) weight value to the sums; begin them unless ``again``.
 
     passed and value: (T, K, 32); pointers to (n, block of channels), weight to (n, T).
     """
     at, lanes = tl.arange(0, T), lanes_of(K)
-    for _n in tl.range(0, N, num_stages=1):
-        A = tl.load(A_ptr + lanes)
-        before = tl.load(sum_ptr + lanes, mask=again, other=0.0)
-        weight = tl.load(weight_ptr + at)[:, None, None]
-        tl.store(sum_ptr + lanes, before + tl.sum(tl.exp2(passed * A[None]) * (value * weight), 0))
-        A_ptr += wide
-        sum_ptr += wide
-        weight_ptr += padded
+    next_A, next_weight = tl.load(A_ptr + lanes), tl.load(weight_ptr + at)
+    next_before = tl.load(sum_ptr + lanes, mask=again, other=0.0)
+    for n in tl.range(0, N, num_stages=1):
+        A, weight, before, to_ptr = next_A, next_weight, next_before, sum_ptr
+        A_ptr, sum_ptr, weight_ptr = (
+            advance(A_ptr, n, N, wide),
+            advance(sum_ptr, n, N, wide),
+            advance(weight_ptr, n, N, padded),
+        )
+        next_A, next_weight = tl.load(A_ptr + lanes), tl.load(weight_ptr + at)
+        next_before = tl.load(sum_ptr + lanes, mask=again, other=0.0)
+        added = tl.exp2(passed * A[None]) * (value * weight.to(tl.float32)[:, None, None])
+        tl.store(to_ptr + lanes, before + tl.sum(added, 0))
 
 
 @triton.jit(do_not_specialize=["length", "N", "B_b", "B_l", "B_g", "C_b", "C_l", "C_g", "half"])
@@ -175,7 +187,7 @@ def _transpose(
     B_ptr, C_ptr, run_ptr, out_ptr, length, N, groups, padded, half, B_b, B_l, B_g, C_b, C_l, C_g,
     TOKENS: tl.constexpr, BLOCK: tl.constexpr, HAS_RUN: tl.constexpr,
 ):  # fmt: skip
-    """B and C (b, l, g, n) to (2, b, g, n, padded) in float32, 0 at padding and behind the end."""
+    """B and C (b, l, g, n) to (2, b, g, n, padded), 0 at padding and behind the end."""
     cuts = padded // TOKENS
     batch = tl.program_id(0).to(tl.int64) // cuts
     at = tl.program_id(0).to(tl.int64) % cuts * TOKENS + tl.arange(0, TOKENS)
@@ -188,8 +200,8 @@ def _transpose(
     B = tl.load(B_ptr + batch * B_b + group * B_g + at[:, None] * B_l + n[None, :], mask=here, other=0.0)
     C = tl.load(C_ptr + batch * C_b + group * C_g + at[:, None] * C_l + n[None, :], mask=here, other=0.0)
     out_ptr += ((batch * groups + group) * N + n)[:, None] * padded + at[None, :]
-    tl.store(out_ptr, tl.trans(B.to(tl.float32)), mask=(n < N)[:, None])
-    tl.store(out_ptr + half, tl.trans(C.to(tl.float32)), mask=(n < N)[:, None])
+    tl.store(out_ptr, tl.trans(B).to(out_ptr.dtype.element_ty), mask=(n < N)[:, None])
+    tl.store(out_ptr + half, tl.trans(C).to(out_ptr.dtype.element_ty), mask=(n < N)[:, None])
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
@@ -319,26 +331,25 @@ def _outputs(
         before_ptr = enter_ptr if tile == 0 else local_ptr
         rate_ptr, to_ptr, read_ptr, write_ptr = A_ptr, local_ptr, B_ptr + start, C_ptr + start
         tl.debug_barrier()  # the states that are read below were written at the tile before
-        for _n in tl.range(0, N, num_stages=1):
-            A = tl.load(rate_ptr + lanes)
-            state = tl.load(before_ptr + lanes)
-            B = tl.load(read_ptr + tl.arange(0, T))[:, None, None]
-            C = tl.load(write_ptr + tl.arange(0, T))[:, None, None]
+        next_A, next_state = tl.load(rate_ptr + lanes), tl.load(before_ptr + lanes)
+        next_B, next_C = tl.load(read_ptr + tl.arange(0, T)), tl.load(write_ptr + tl.arange(0, T))
+        for n in tl.range(0, N, num_stages=1):
+            A, state, B, C = next_A, next_state, next_B, next_C
+            rate_ptr, before_ptr = advance(rate_ptr, n, N, wide), advance(before_ptr, n, N, wide)
+            read_ptr, write_ptr = advance(read_ptr, n, N, padded), advance(write_ptr, n, N, padded)
+            next_A, next_state = tl.load(rate_ptr + lanes), tl.load(before_ptr + lanes)
+            next_B, next_C = tl.load(read_ptr + tl.arange(0, T)), tl.load(write_ptr + tl.arange(0, T))
             decay = tl.exp2(dt * A[None])
             if HAS_RUN:
                 decay = tl.where(new, 0.0, decay)
-            add = dtx * B
+            add = dtx * B.to(tl.float32)[:, None, None]
             states = add
             for t in tl.static_range(T):
                 state = take(decay, rows, t) * state + take(add, rows, t)
                 states = put(states, state, rows, t)
             tl.store(to_ptr + lanes, state)
-            y += C * states
-            rate_ptr += wide
-            before_ptr += wide
             to_ptr += wide
-            read_ptr += padded
-            write_ptr += padded
+            y += C.to(tl.float32)[:, None, None] * states
         if HAS_D:
             y += tl.load(D_ptr + col + lanes, mask=inside, other=0.0).to(tl.float32)[None] * x
         if HAS_Z:
@@ -395,10 +406,11 @@ def widen_(out: Tensor, state: Tensor | None, groups: int) -> None:
 
 
 def transpose(B: Tensor, C: Tensor, run: Tensor, has_run: bool, padded: int) -> Tensor:
-    """B and C (b, l, g, n) as (2, b, g, n, padded); see the kernel."""
+    """B and C (b, l, g, n) as (2, b, g, n, padded) in their dtype; see the kernel."""
     b, l, g, n = B.shape
     B, C = inner_contiguous(B), inner_contiguous(C)
-    out = torch.empty(2, b, g, n, padded, dtype=torch.float32, device=B.device)
+    dtype = B.dtype if B.dtype == C.dtype else torch.float32
+    out = torch.empty(2, b, g, n, padded, dtype=dtype, device=B.device)
     block = min(64, max(16, triton.next_power_of_2(n)))
     _transpose[(b * padded // TOKENS, g, -(-n // block))](
         B, C, run, out, l, n, g, padded, b * g * n * padded, *B.stride()[:3], *C.stride()[:3],

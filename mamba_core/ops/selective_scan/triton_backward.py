@@ -2,8 +2,9 @@
 
 1. ``_chunk_gradients``: the gradient that each chunk sends to the state that enters it, from its own outputs alone.
 2. ``_pass_states``, backwards: the gradient of the state that leaves each chunk.
-3. ``_gradients``: for one chunk and a few blocks of channels in turn, first the states at the borders of its tiles,
-   then the tiles from the last to the first: states again, their gradients g, and everything else from them::
+3. ``_gradients``: for one chunk and a few blocks of channels in turn, first the states at the borders of its tiles, and
+   what the outputs give, the gradient of z; then the tiles from the last to the first: states again, their gradients g,
+   and everything else from them::
 
        g_t = C_t dy_t + u_{t+1}    u_t = decay_t g_t    dB_t = sum_d g_t dt_t x_t    dC_t = sum_d h_t dy_t
        d(dt_t x_t) = sum_n g_t B_t    d dt_t = sum_n A u_t h_{t-1} + ...    dA = sum_t dt_t u_t h_{t-1}
@@ -29,6 +30,7 @@ from mamba_core.ops.selective_scan.triton import (
     UNALIGNED,
     VARYING,
     accumulate,
+    advance,
     channels,
     clamps,
     lanes_of,
@@ -53,8 +55,8 @@ PROGRAMS = 4096  # of the last kernel aimed at, chunks x parts of the channels
 SCRATCH = 2**28  # bytes of border states aimed at, but never fewer programs than:
 AT_ONCE = 1024
 LAUNCH = {
-    "chunks": {"T": 16, "K": 2, "num_warps": 1},
-    "gradients": {"T": 8, "K": 2, "num_warps": 1, "maxnreg": 200},
+    "chunks": {"T": 16, "K": 2, "num_warps": 1, "maxnreg": 128},
+    "gradients": {"T": 8, "K": 2, "num_warps": 1, "maxnreg": 255},
 }
 POINTERS = ["gy", "leave", "border", "dA", "dvector", "dx", "ddt", "dz", "part"]
 UNALIGNED = [*UNALIGNED, *[f"{name}_ptr" for name in POINTERS]]
@@ -178,36 +180,49 @@ def _gradients(
             D = tl.load(D_ptr + col + lanes, mask=inside, other=0.0).to(tl.float32)
         tl.debug_barrier()  # border states of the block before have been read
 
-        for tile in tl.range(0, tiles - 1, num_stages=1):
+        for tile in tl.range(0, tiles if HAS_Z else tiles - 1, num_stages=1):
             start = tl.multiple_of(first + tile * T, T)
-            _there, here, whole = where_here(start, length, run_ptr, inside, T, EVEN, HAS_RUN)
+            there, here, whole = where_here(start, length, run_ptr, inside, T, EVEN, HAS_RUN)
             raw = load_tile(dt_ptr + start * dt_l + col, dt_l, here, whole, T, K) + bias
             dt = time_steps(raw, low, high, here, SOFTPLUS, CLAMP)
             dtx = dt * load_tile(x_ptr + start * x_l + col, x_l, here, whole, T, K)
             if HAS_RUN:
                 at = start + tl.arange(0, T)
                 new = (run_at(run_ptr, at, length) != run_at(run_ptr, at - 1, length))[:, None, None]
-            rate_ptr, read_ptr = A_ptr + lane, B_ptr + start
+            y = tl.zeros((T, K, 32), tl.float32)
+            rate_ptr, read_ptr, write_ptr = A_ptr + lane, B_ptr + start, C_ptr + start
             from_ptr, stride = enter_ptr + lane, wide
             if tile > 0:
-                from_ptr, stride = border_ptr + tile * N * (32 * K), 32 * K
-            to_ptr = border_ptr + (tile + 1) * N * (32 * K)
+                from_ptr, stride = border_ptr + (tile - 1) * N * (32 * K), 32 * K
+            to_ptr = border_ptr + tile * N * (32 * K)
             tl.debug_barrier()
-            for _n in tl.range(0, N, num_stages=1):
-                A = tl.load(rate_ptr + lanes)
-                state = tl.load(from_ptr + lanes)
-                B = tl.load(read_ptr + tl.arange(0, T))[:, None, None]
+            next_A, next_state = tl.load(rate_ptr + lanes), tl.load(from_ptr + lanes)
+            next_B, next_C = tl.load(read_ptr + tl.arange(0, T)), tl.load(write_ptr + tl.arange(0, T))
+            for n in tl.range(0, N, num_stages=1):
+                A, state, B, C = next_A, next_state, next_B, next_C
+                rate_ptr, from_ptr = advance(rate_ptr, n, N, wide), advance(from_ptr, n, N, stride)
+                read_ptr, write_ptr = advance(read_ptr, n, N, padded), advance(write_ptr, n, N, padded)
+                next_A, next_state = tl.load(rate_ptr + lanes), tl.load(from_ptr + lanes)
+                next_B, next_C = tl.load(read_ptr + tl.arange(0, T)), tl.load(write_ptr + tl.arange(0, T))
                 decay = tl.exp2(dt * A[None])
                 if HAS_RUN:
                     decay = tl.where(new, 0.0, decay)
-                add = dtx * B
+                add = dtx * B.to(tl.float32)[:, None, None]
+                states = add
                 for t in tl.static_range(T):
                     state = take(decay, rows, t) * state + take(add, rows, t)
+                    states = put(states, state, rows, t)
                 tl.store(to_ptr + lanes, state)
-                rate_ptr += wide
-                read_ptr += padded
-                from_ptr += stride
                 to_ptr += 32 * K
+                if HAS_Z:
+                    y += C.to(tl.float32)[:, None, None] * states
+            if HAS_Z:
+                x = load_tile(x_ptr + start * x_l + col, x_l, here, whole, T, K)
+                gy = load_tile(gy_ptr + start * gy_l + col, gy_l, here, whole, T, K)
+                z = load_tile(z_ptr + start * z_l + col, z_l, here, whole, T, K)
+                s = sigmoid(z)
+                dz = gy * (y + D * x) * (s * (1.0 + z * (1.0 - s)))
+                store_tile(dz_ptr + start * d + col, d, dz, there, whole, T, K)
 
         d_bias = tl.zeros((K, 32), tl.float32)
         d_D = tl.zeros((K, 32), tl.float32)
@@ -227,22 +242,32 @@ def _gradients(
                 new = (run_at(run_ptr, at, length) != run_at(run_ptr, at - 1, length))[:, None, None]
             d_input = tl.zeros((T, K, 32), tl.float32)  # gradient of dt x
             d_step = tl.zeros((T, K, 32), tl.float32)  # that of dt by way of the decay, over log 2
-            y = tl.zeros((T, K, 32), tl.float32)
             rate_ptr, read_ptr, write_ptr = A_ptr + lane, B_ptr + start, C_ptr + start
             from_ptr, stride = enter_ptr + lane, wide
             if tile > 0:
-                from_ptr, stride = border_ptr + tile * N * (32 * K), 32 * K
+                from_ptr, stride = border_ptr + (tile - 1) * N * (32 * K), 32 * K
             u_ptr, rate_grad_ptr = leave_ptr + lane, dA_ptr + lane
             to_ptr = part_ptr + start + j % T + (j // T) * half
             tl.debug_barrier()
-            for _n in tl.range(0, N, num_stages=1):
-                A = tl.load(rate_ptr + lanes)
-                state = tl.load(from_ptr + lanes)
-                u = tl.load(u_ptr + lanes)
-                dA = tl.load(rate_grad_ptr + lanes, mask=done > 0, other=0.0)
-                others = tl.load(to_ptr, mask=again, other=0.0)
-                B = tl.load(read_ptr + tl.arange(0, T))[:, None, None]
-                C = tl.load(write_ptr + tl.arange(0, T))[:, None, None]
+            next_A, next_state = tl.load(rate_ptr + lanes), tl.load(from_ptr + lanes)
+            next_B, next_C = tl.load(read_ptr + tl.arange(0, T)), tl.load(write_ptr + tl.arange(0, T))
+            next_u, next_dA = tl.load(u_ptr + lanes), tl.load(rate_grad_ptr + lanes, mask=done > 0, other=0.0)
+            sums, others, sums_ptr = tl.zeros((2 * T, 8), tl.float32), tl.zeros((2 * T,), tl.float32), to_ptr
+            for n in tl.range(0, N, num_stages=1):
+                # The sums over threads of the n before go out only now, among other work: they take long to be there.
+                tl.store(sums_ptr, tl.sum(sums, 1) + others, mask=(j >= 0) & (n > 0))
+                sums_ptr = to_ptr
+                others = tl.load(to_ptr, mask=again & (j >= 0), other=0.0)
+                to_ptr += parts * padded
+                A, state, B, C, u, dA = next_A, next_state, next_B, next_C, next_u, next_dA
+                leaves_ptr, adds_ptr = u_ptr, rate_grad_ptr
+                rate_ptr, from_ptr = advance(rate_ptr, n, N, wide), advance(from_ptr, n, N, stride)
+                read_ptr, write_ptr = advance(read_ptr, n, N, padded), advance(write_ptr, n, N, padded)
+                u_ptr, rate_grad_ptr = advance(u_ptr, n, N, wide), advance(rate_grad_ptr, n, N, wide)
+                next_A, next_state = tl.load(rate_ptr + lanes), tl.load(from_ptr + lanes)
+                next_B, next_C = tl.load(read_ptr + tl.arange(0, T)), tl.load(write_ptr + tl.arange(0, T))
+                next_u, next_dA = tl.load(u_ptr + lanes), tl.load(rate_grad_ptr + lanes, mask=done > 0, other=0.0)
+                B, C = B.to(tl.float32)[:, None, None], C.to(tl.float32)[:, None, None]
                 decay = tl.exp2(dt * A[None])
                 if HAS_RUN:
                     decay = tl.where(new, 0.0, decay)
@@ -261,24 +286,15 @@ def _gradients(
                     u = take(decay, rows, T - 1 - i) * g
                     grads = put(grads, g, rows, T - 1 - i)
                     us = put(us, u, rows, T - 1 - i)
-                if HAS_Z:
-                    y += C * states
                 d_input += grads * B
                 through = us * before
                 d_step += through * A[None]
-                tl.store(u_ptr + lanes, u)
-                tl.store(rate_grad_ptr + lanes, dA + tl.sum(through * dt, 0))
+                tl.store(leaves_ptr + lanes, u)
+                tl.store(adds_ptr + lanes, dA + tl.sum(through * dt, 0))
                 sums = tl.zeros((2 * T, 8), tl.float32)
                 sums = over_lanes(tl.sum(grads * dtx, 1), j, 0, sums, T, OPERAND, PRECISION)
                 sums = over_lanes(tl.sum(states * gy, 1), j, T, sums, T, OPERAND, PRECISION)
-                tl.store(to_ptr, tl.sum(sums, 1) + others)
-                rate_ptr += wide
-                read_ptr += padded
-                write_ptr += padded
-                from_ptr += stride
-                u_ptr += wide
-                rate_grad_ptr += wide
-                to_ptr += parts * padded
+            tl.store(sums_ptr, tl.sum(sums, 1) + others)
 
             # What the loop did not need is read again rather than kept.
             x = load_tile(x_ptr + start * x_l + col, x_l, here, whole, T, K)
@@ -296,11 +312,6 @@ def _gradients(
             d_raw = tl.where(here, d_raw, 0.0)
             d_bias += tl.sum(d_raw, 0)
             store_tile(ddt_ptr + to, d, d_raw, there, whole, T, K)
-            if HAS_Z:
-                gy = load_tile(gy_ptr + start * gy_l + col, gy_l, here, whole, T, K)
-                z = load_tile(z_ptr + start * z_l + col, z_l, here, whole, T, K)
-                s = sigmoid(z)
-                store_tile(dz_ptr + to, d, gy * (y + D * x) * (s * (1.0 + z * (1.0 - s))), there, whole, T, K)
         tl.store(dvector_ptr + lane + lanes, d_D)
         tl.store(dvector_ptr + wide + lane + lanes, d_bias)
 

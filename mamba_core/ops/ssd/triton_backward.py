@@ -36,37 +36,44 @@ LAUNCH = {
     "segments": {"num_warps": 4, "num_stages": 3},
     "states": {"num_warps": 4, "num_stages": 3},
     "gradients": {"num_warps": 4, "num_stages": 3},
-    "reads": {"num_warps": 4, "num_stages": 2},
-    "writes": {"num_warps": 4, "num_stages": 1},
+    "reads": {"num_warps": 4, "num_stages": 3},
+    "writes": {"num_warps": 4, "num_stages": 3},
 }
 _CHUNK = 64  # tokens, at most: two accumulators as wide as the state leave room for no more
 _SLAB = 2**28  # bytes of states and gradients of states between the chunks of a slab
 
 
 @triton.jit
+def _keeps(cum_ptr, also_ptr, run_ptr, chunk, length, Q: tl.constexpr, HAS_RUN: tl.constexpr, EXACT: tl.constexpr):
+    """What a chunk keeps of the state that enters it."""
+    start = chunk * Q
+    decay = decay_from_start(cum_ptr + start, also_ptr + start, Q - 1, EXACT)
+    if HAS_RUN:
+        now = run_of(tl.load(run_ptr + tl.minimum(start + Q, length) - 1))
+        decay = tl.where(now == entered_run(run_ptr, start), decay, 0.0)
+    return decay
+
+
+@triton.jit
 def _read(
-    grad, gy_ptr, C_ptr, cum_ptr, also_ptr, run_ptr, chunk, length, gy_l, C_l, cols_p, cols_n,
+    kept, gy_ptr, C_ptr, cum_ptr, also_ptr, run_ptr, chunk, length, gy_l, C_l, cols_p, cols_n,
     P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     HAS_RUN: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient (n, p) of the state before a chunk from that of the state behind it, and what the chunk keeps."""
+    """The gradient (n, p) of the state before a chunk from what the chunk lets through of that of the state behind."""
     start = chunk * Q
     at = tl.arange(0, Q)
     left = length - start
     real = at < left
     read = tl.where(real, decay_from_start(cum_ptr + start, also_ptr + start, at, EXACT), 0.0)
-    decay = decay_from_start(cum_ptr + start, also_ptr + start, Q - 1, EXACT)
     if HAS_RUN:
         code = tl.load(run_ptr + start + at, mask=real, other=-1)
-        before = entered_run(run_ptr, start)
-        now = run_of(tl.load(run_ptr + tl.minimum(start + Q, length) - 1))
-        read = tl.where(run_of(code) == before, read, 0.0)
-        decay = tl.where(now == before, decay, 0.0)
+        read = tl.where(run_of(code) == entered_run(run_ptr, start), read, 0.0)
         real = real & (code >= 0)
     gy = load_tile(gy_ptr + start * gy_l, at, gy_l, cols_p, real, left, P, HAS_RUN)
     C = load_tile(C_ptr + start * C_l, at, C_l, cols_n, real, left, N, HAS_RUN)
     gy = (gy.to(tl.float32) * read[:, None]).to(gy.dtype)
-    return tl.dot(tl.trans(C), gy, grad * decay, input_precision=PRECISION), decay
+    return tl.dot(tl.trans(C), gy, kept, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["length", "segment", "segments", "chunks_all"])
@@ -88,9 +95,11 @@ def _segment_gradients(
     first = index * segment
     last = tl.minimum(first + segment, chunks_all) - 1
     for back in tl.range(0, last + 1 - first):
-        grad, decay = _read(
-            grad, gy_ptr + batch * gy_b + head * gy_h, C_ptr + batch * C_b + (head // per_group) * C_g,
-            cum_ptr + row, also_ptr + row, run_ptr + batch * length, last - back, length, gy_l, C_l, cols_p, cols_n,
+        chunk = last - back
+        decay = _keeps(cum_ptr + row, also_ptr + row, run_ptr + batch * length, chunk, length, Q, HAS_RUN, EXACT)
+        grad = _read(
+            grad * decay, gy_ptr + batch * gy_b + head * gy_h, C_ptr + batch * C_b + (head // per_group) * C_g,
+            cum_ptr + row, also_ptr + row, run_ptr + batch * length, chunk, length, gy_l, C_l, cols_p, cols_n,
             P, N, Q, HAS_RUN, EXACT, PRECISION,
         )  # fmt: skip
         kept *= decay
@@ -138,14 +147,19 @@ def _chunk_gradients(
     last = tl.minimum(first + segment, chunks_all) - 1
     border = (batch * (segments + 1) + index + 1) * heads + head
     grad = tl.load(leave_ptr + border * (N * P) + tile, mask=inside, other=0.0)
+    ahead = _keeps(cum_ptr + row, also_ptr + row, run_ptr + batch * length, last, length, Q, HAS_RUN, EXACT)
     for back in tl.range(0, last + 1 - first):
-        chunk = last - back
+        chunk, decay = last - back, ahead
         at = ((batch * chunks_slab + chunk - slab * segment) * heads + head) * (N * P) + tile
-        state = tl.load(states_ptr + at, mask=inside, other=0.0)
+        # Of a state that decays to less than its last digit, 2^-24, no row is read.
+        rows = tl.where(decay > 5.9604645e-8, N, 0)
+        state = tl.load(states_ptr + at, mask=inside & (cols_n < rows)[:, None], other=0.0)
         tl.store(grads_ptr + at, grad.to(grads_ptr.dtype.element_ty), mask=inside)
         both = tl.sum(tl.sum(state.to(tl.float32) * grad, 1), 0)
-        grad, decay = _read(
-            grad, gy_ptr + batch * gy_b + head * gy_h, C_ptr + batch * C_b + (head // per_group) * C_g,
+        before = tl.maximum(chunk - 1, first)
+        ahead = _keeps(cum_ptr + row, also_ptr + row, run_ptr + batch * length, before, length, Q, HAS_RUN, EXACT)
+        grad = _read(
+            grad * decay, gy_ptr + batch * gy_b + head * gy_h, C_ptr + batch * C_b + (head // per_group) * C_g,
             cum_ptr + row, also_ptr + row, run_ptr + batch * length, chunk, length, gy_l, C_l, cols_p, cols_n,
             P, N, Q, HAS_RUN, EXACT, PRECISION,
         )  # fmt: skip
@@ -208,14 +222,18 @@ def _read_gradients(
         weights = weights_within(step_ptr + row, cum_ptr + row, also_ptr + row, at, EXACT)
         g_scores += pairs * weights
         pairs *= scores.to(tl.float32) * weights
-        # A token's pair with itself spans no decay, and is in both sums.
+        # A token's pair with itself spans no decay. It is in both sums, and may be so large that float32 loses the rest.
+        if EXACT:
+            pairs = tl.where(at[:, None] > at[None, :], pairs, 0.0)
         ends = tl.sum(pairs, 1) - tl.sum(pairs, 0) + from_read * read
         tl.store(ends_ptr + row + at, ends)
         tl.store(dD_ptr + (batch * chunks_all + chunk) * heads + head, tl.sum(tl.where(here, skip, 0.0), 0))
-    low = tl.where(seen, g_scores, 0.0).to(B.dtype)
+    low = tl.where(seen, g_scores, 0.0).to(C.dtype)
     place = (index * groups + group) * parts + part
     pair = at[None, :] * Q + at[:, None]  # as the next kernel reads them
     tl.store(scores_ptr + place * (Q * Q) + pair, low)
+    # Loaded once more: kept in shared memory, it would leave a multiprocessor room for one program, not two.
+    B = load_tile(B_ptr + batch * B_b + group * B_g + start * B_l, at, B_l, cols_n, real, left, N, HAS_RUN)
     dC = tl.dot(low, B, dC, input_precision=PRECISION)
     dC_ptr += start * dC_l + batch * dC_b + group * dC_g + part * dC_p
     tl.store(dC_ptr + at[:, None] * dC_l + cols_n[None, :], dC, mask=here[:, None] & (cols_n < N)[None, :])
@@ -242,7 +260,8 @@ def _write_gradients(
     HAS_D: tl.constexpr, HAS_RUN: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     P_BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
-    index = tl.program_id(0).to(tl.int64)
+    # From the end: what _read_gradients read last may still be in cache.
+    index = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
     batch, chunk = index // chunks_slab, slab + index % chunks_slab
     parts = per_group // per_part
     group, part = tl.program_id(1) // parts, tl.program_id(1) % parts
@@ -262,10 +281,7 @@ def _write_gradients(
     B = load_tile(B_ptr + batch * B_b + group * B_g + start * B_l, at, B_l, cols_n, real, left, N, HAS_RUN)
     C = load_tile(C_ptr + batch * C_b + group * C_g + start * C_l, at, C_l, cols_n, real, left, N, HAS_RUN)
     scores = tl.where(seen, tl.dot(B, tl.trans(C), input_precision=PRECISION), 0.0).to(B.dtype)
-    place = (index * groups + group) * parts + part
-    pair = at[:, None] * Q + at[None, :]
-    low = tl.load(scores_ptr + place * (Q * Q) + pair)
-    dB = tl.dot(low, C, input_precision=PRECISION)
+    dB = tl.zeros((Q, BLOCK_N), tl.float32)
     for i in tl.range(0, per_part):
         head = group * per_group + part * per_part + i
         row = (batch * heads + head) * chunks_all * Q + start
@@ -294,10 +310,16 @@ def _write_gradients(
             if HAS_D:
                 dx += D * gy.to(tl.float32)
             to = dx_ptr + batch * dx_b + head * dx_h + start * dx_l + at[:, None] * dx_l + cols[None, :]
-            tl.debug_barrier()  # dx may take the place of gy, which every thread has read by now
+            # dx may take the place of gy: its product, which took all of it, is known. A barrier would end pipelining.
             tl.store(to, dx, mask=here[:, None] & (cols < P)[None, :])
         tl.store(written_ptr + row + at, from_write * step)
         tl.store(direct_ptr + row + at, direct)
+    place = (index * groups + group) * parts + part
+    pair = at[:, None] * Q + at[None, :]
+    low = tl.load(scores_ptr + place * (Q * Q) + pair)
+    # Once more, as B above.
+    C = load_tile(C_ptr + batch * C_b + group * C_g + start * C_l, at, C_l, cols_n, real, left, N, HAS_RUN)
+    dB = tl.dot(low, C, dB, input_precision=PRECISION)
     dB_ptr += start * dB_l + batch * dB_b + group * dB_g + part * dB_p
     tl.store(dB_ptr + at[:, None] * dB_l + cols_n[None, :], dB, mask=here[:, None] & (cols_n < N)[None, :])
 
@@ -393,5 +415,5 @@ def backward(
     if parts > 1:
         dB.copy_(sums_B.sum(3))
         dC.copy_(sums_C.sum(3))
-    ddt, dA, dbias = steps.backward(ends, wrote, direct, keep.sum(3))
+    ddt, dA, dbias = steps.backward(ends, wrote, direct, keep.sum(3) if cut.p_blocks > 1 else keep)
     return dx, ddt, dA, dB, dC, dD.sum((0, 1)), dbias, leave[:, 0].transpose(-1, -2).contiguous()
