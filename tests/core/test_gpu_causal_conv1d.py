@@ -81,7 +81,7 @@ def test_rows_of_padding() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_strides(dtype: torch.dtype, packed: bool) -> None:
-    """Rows that are not aligned go in as they are, to the bit as dense ones; what else is not dense, as copies."""
+    """Rows that are not aligned go in as they are, what else is not dense as copies. Other code may round otherwise."""
     seq_idx = documents(260, packed)
     dense = inputs(260, dtype)
     sliced = dense | {"x": strided(dense["x"]), "weight": dense["weight"].mT.contiguous().mT}
@@ -90,7 +90,7 @@ def test_any_strides(dtype: torch.dtype, packed: bool) -> None:
         gradients(causal_conv1d, leaves(side), seq_idx=seq_idx, path="triton") for side in (dense, sliced, copied)
     )
     for got in others:
-        assert_equal(want, got)
+        assert_same(want, got, 1e-6 if dtype == torch.float32 else 1e-3)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 
 
 def inputs(length: int, dtype: torch.dtype = torch.float32, batch: int = 2, groups: int = 1) -> dict[str, Tensor]:
-    return rounded(inner_arguments(batch, length, 4, 64, groups, 128, 4), dtype, ("projected",))
+    return rounded(inner_arguments(batch, length, 8, 64, groups, 128, 4), dtype, ("projected",))
 
 
 def documents(length: int, packed: bool, batch: int = 2) -> Tensor | None:
@@ -28,13 +28,19 @@ def documents(length: int, packed: bool, batch: int = 2) -> Tensor | None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lengths(packed: bool, dtype: torch.dtype) -> None:
+    """In bf16 three operations round one after the other."""
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     for length in (1, 63, 257, 4097):
-        compare(mamba2_inner, inputs(length, dtype), documents(length, packed))
-    compare(mamba2_inner, inputs(65537, dtype, batch=1), documents(65537, packed, 1))
+        compare(mamba2_inner, inputs(length, dtype), documents(length, packed), tolerance=tolerance)
+
+
+def test_long() -> None:
+    compare(mamba2_inner, inputs(65537, torch.bfloat16, batch=1), documents(65537, True, 1), tolerance=2e-2)
 
 
 def test_groups_and_limits() -> None:
-    compare(mamba2_inner, inputs(300, torch.bfloat16, groups=2), groups=2, dt_limit=LIMITS[1])
+    low = inputs(300, torch.bfloat16, groups=2)
+    compare(mamba2_inner, low, groups=2, dt_limit=LIMITS[1], tolerance=2e-2)
 
 
 def test_without_states_and_gradients_of_them() -> None:

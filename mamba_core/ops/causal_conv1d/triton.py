@@ -152,6 +152,18 @@ def _output(
     return _push(runs, run, code >= 0, not HAS_RUN), _push(rows, x, code >= 0, not HAS_RUN)
 
 
+@triton.jit
+def _outputs(
+    y_row, y_l, codes, xs, runs, rows, weights, bias, cols, inside,
+    W: tl.constexpr, UNIT: tl.constexpr, STEP: tl.constexpr, SILU: tl.constexpr, HAS_RUN: tl.constexpr,
+):  # fmt: skip
+    """Write the outputs of STEP tokens; the window behind them."""
+    for i in tl.static_range(STEP):
+        to = y_row + y_l * (i * UNIT)
+        runs, rows = _output(to, codes[i], xs[i], runs, rows, weights, bias, cols, inside, W, SILU, HAS_RUN)
+    return runs, rows
+
+
 @triton.jit(do_not_specialize=["length", "segment", "segments", "x_b", "x_l", "y_b", "y_l"])
 def _forward(
     x_ptr, w_ptr, bias_ptr, initial_ptr, run_ptr, link_ptr, y_ptr, final_ptr,
@@ -186,16 +198,19 @@ def _forward(
         x_row += x_l * (STEP * UNIT)
         next_xs = _rows(x_row, start + STEP, last, x_l, cols, inside, UNIT, STEP)
         next_codes = _codes(run_ptr, start + STEP, last, STEP, HAS_RUN)
-        if HAS_RUN and _mixed(codes, runs, STEP):
-            for i in tl.static_range(STEP):
-                runs, rows = _output(
-                    y_row + y_l * (i * UNIT), codes[i], xs[i], runs, rows, weights, bias, cols, inside, W, SILU, True
+        if HAS_RUN and W > 1:  # W 1 has no window, and Triton no branch without a result
+            if _mixed(codes, runs, STEP):
+                runs, rows = _outputs(
+                    y_row, y_l, codes, xs, runs, rows, weights, bias, cols, inside, W, UNIT, STEP, SILU, True
+                )
+            else:
+                runs, rows = _outputs(
+                    y_row, y_l, codes, xs, runs, rows, weights, bias, cols, inside, W, UNIT, STEP, SILU, False
                 )
         else:
-            for i in tl.static_range(STEP):
-                runs, rows = _output(
-                    y_row + y_l * (i * UNIT), codes[i], xs[i], runs, rows, weights, bias, cols, inside, W, SILU, False
-                )
+            runs, rows = _outputs(
+                y_row, y_l, codes, xs, runs, rows, weights, bias, cols, inside, W, UNIT, STEP, SILU, HAS_RUN
+            )
         xs = next_xs
         codes = next_codes
         y_row += y_l * (STEP * UNIT)

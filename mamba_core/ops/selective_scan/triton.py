@@ -38,7 +38,7 @@ CHUNKS = (32, 128)  # shortest and longest chunk; the state that enters each is 
 LAUNCH = {
     "states": {"T": 16, "K": 2, "num_warps": 1, "maxnreg": 128},
     "pass": {"T": 16, "K": 1, "num_warps": 1},
-    "outputs": {"T": 8, "K": 2, "num_warps": 1, "maxnreg": 128},
+    "outputs": {"T": 16, "K": 2, "num_warps": 1, "maxnreg": 168},
 }
 POINTERS = ["x", "dt", "z", "y", "A", "D", "bias", "local", "enter", "total", "run", "states"]
 UNALIGNED = [f"{name}_ptr" for name in POINTERS]

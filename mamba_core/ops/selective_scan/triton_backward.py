@@ -252,11 +252,10 @@ def _gradients(
             next_A, next_state = tl.load(rate_ptr + lanes), tl.load(from_ptr + lanes)
             next_B, next_C = tl.load(read_ptr + tl.arange(0, T)), tl.load(write_ptr + tl.arange(0, T))
             next_u, next_dA = tl.load(u_ptr + lanes), tl.load(rate_grad_ptr + lanes, mask=done > 0, other=0.0)
-            sums, others, sums_ptr = tl.zeros((2 * T, 8), tl.float32), tl.zeros((2 * T,), tl.float32), to_ptr
+            sums, others = tl.zeros((2 * T, 8), tl.float32), tl.zeros((2 * T,), tl.float32)
             for n in tl.range(0, N, num_stages=1):
                 # The sums over threads of the n before go out only now, among other work: they take long to be there.
-                tl.store(sums_ptr, tl.sum(sums, 1) + others, mask=(j >= 0) & (n > 0))
-                sums_ptr = to_ptr
+                tl.store(to_ptr - parts * padded, tl.sum(sums, 1) + others, mask=(j >= 0) & (n > 0))
                 others = tl.load(to_ptr, mask=again & (j >= 0), other=0.0)
                 to_ptr += parts * padded
                 A, state, B, C, u, dA = next_A, next_state, next_B, next_C, next_u, next_dA
@@ -294,7 +293,7 @@ def _gradients(
                 sums = tl.zeros((2 * T, 8), tl.float32)
                 sums = over_lanes(tl.sum(grads * dtx, 1), j, 0, sums, T, OPERAND, PRECISION)
                 sums = over_lanes(tl.sum(states * gy, 1), j, T, sums, T, OPERAND, PRECISION)
-            tl.store(sums_ptr, tl.sum(sums, 1) + others)
+            tl.store(to_ptr - parts * padded, tl.sum(sums, 1) + others)
 
             # What the loop did not need is read again rather than kept.
             x = load_tile(x_ptr + start * x_l + col, x_l, here, whole, T, K)

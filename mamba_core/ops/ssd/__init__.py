@@ -68,7 +68,9 @@ def ssd(
     op = operators.ssd_triton if chosen == "triton" else operators.ssd
     y, final_state, *_ = op(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, low, high)
     if z is not None:
-        y = y * F.silu(z)
+        if seq_idx is not None:  # whatever stands at padding
+            z = z.masked_fill((seq_idx < 0)[..., None, None], 0.0)
+        y = (y * F.silu(z)).to(x.dtype)
     return y, final_state
 
 

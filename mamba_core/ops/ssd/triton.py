@@ -50,15 +50,16 @@ def entered_run(run_ptr, start):
 
 
 @triton.jit
-def weights_within(step_ptr, cum_ptr, also_ptr, at, EXACT: tl.constexpr):
+def weights_within(step_ptr, cum_ptr, also_ptr, at, DTYPE: tl.constexpr, EXACT: tl.constexpr):
     """Decay from column to row times the column's step, (q, q). Above the diagonal the number means nothing, but is
-    finite in float16, too, so that 0 times it is 0."""
+    finite in DTYPE, so that 0 times it is 0."""
+    LARGEST: tl.constexpr = 15.0 if tl.float16 == DTYPE else 127.0
     cum = tl.load(cum_ptr + at)
     also = tl.load(also_ptr + at)
     if EXACT:
         span = cum[:, None] - cum[None, :] + (also[:, None] - also[None, :])
-        return tl.exp2(tl.minimum(span, 15.0)) * tl.load(step_ptr + at)[None, :]
-    return tl.exp2(tl.minimum(cum[:, None] - also[None, :], 15.0))
+        return tl.exp2(tl.minimum(span, 0.0)) * tl.load(step_ptr + at)[None, :]
+    return tl.exp2(tl.minimum(cum[:, None] - also[None, :], LARGEST))
 
 
 @triton.jit
@@ -119,7 +120,7 @@ def chunk_states(
     index = tl.program_id(0).to(tl.int64)
     batch, index = index // slabs, slab + index % slabs
     P_BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
-    head, part = tl.program_id(1) // P_BLOCKS, tl.program_id(1) % P_BLOCKS
+    head, part = (tl.program_id(1) // P_BLOCKS).to(tl.int64), tl.program_id(1) % P_BLOCKS
     cols_p = part * BLOCK_P + tl.arange(0, BLOCK_P)
     cols_n = tl.arange(0, BLOCK_N)
     inside = (cols_n < N)[:, None] & (cols_p < P)[None, :]
@@ -186,7 +187,7 @@ def _outputs(
     index = tl.program_id(0).to(tl.int64)
     batch, chunk = index // chunks_all, index % chunks_all
     parts = per_group // per_part
-    group, part = tl.program_id(1) // parts, tl.program_id(1) % parts
+    group, part = (tl.program_id(1) // parts).to(tl.int64), tl.program_id(1) % parts
     start = chunk * Q
     at = tl.arange(0, Q)
     left = length - start
@@ -231,7 +232,7 @@ def _outputs(
         if HAS_RUN:
             now_read = tl.where(reads, now_read, 0.0)
         y *= now_read[:, None]
-        mix = scores * weights_within(step_ptr + row, cum_ptr + row, also_ptr + row, at, EXACT).to(x.dtype)
+        mix = scores * weights_within(step_ptr + row, cum_ptr + row, also_ptr + row, at, x.dtype, EXACT).to(x.dtype)
         y = tl.dot(mix, x, y, input_precision=PRECISION)
         if HAS_D:
             y += now_D * x.to(tl.float32)

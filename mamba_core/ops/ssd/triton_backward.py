@@ -86,7 +86,7 @@ def _segment_gradients(
     index = tl.program_id(0).to(tl.int64)
     batch, index = index // segments, index % segments
     P_BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
-    head, part = tl.program_id(1) // P_BLOCKS, tl.program_id(1) % P_BLOCKS
+    head, part = (tl.program_id(1) // P_BLOCKS).to(tl.int64), tl.program_id(1) % P_BLOCKS
     cols_p = part * BLOCK_P + tl.arange(0, BLOCK_P)
     cols_n = tl.arange(0, BLOCK_N)
     row = (batch * heads + head) * chunks_all * Q
@@ -137,7 +137,7 @@ def _chunk_gradients(
     index = tl.program_id(0).to(tl.int64)
     batch, index = index // slabs, slab + index % slabs
     P_BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
-    head, part = tl.program_id(1) // P_BLOCKS, tl.program_id(1) % P_BLOCKS
+    head, part = (tl.program_id(1) // P_BLOCKS).to(tl.int64), tl.program_id(1) % P_BLOCKS
     cols_p = part * BLOCK_P + tl.arange(0, BLOCK_P)
     cols_n = tl.arange(0, BLOCK_N)
     inside = (cols_n < N)[:, None] & (cols_p < P)[None, :]
@@ -179,7 +179,7 @@ def _read_gradients(
     index = tl.program_id(0).to(tl.int64)
     batch, chunk = index // chunks_slab, slab + index % chunks_slab
     parts = per_group // per_part
-    group, part = tl.program_id(1) // parts, tl.program_id(1) % parts
+    group, part = (tl.program_id(1) // parts).to(tl.int64), tl.program_id(1) % parts
     start = chunk * Q
     at = tl.arange(0, Q)
     left = length - start
@@ -219,12 +219,11 @@ def _read_gradients(
             from_read += tl.sum(carried * gy_, 1)
             skip += tl.sum(gy_ * x.to(tl.float32), 1)
             dC = tl.dot((gy_ * read[:, None]).to(x.dtype), tl.trans(state), dC, input_precision=PRECISION)
-        weights = weights_within(step_ptr + row, cum_ptr + row, also_ptr + row, at, EXACT)
+        weights = weights_within(step_ptr + row, cum_ptr + row, also_ptr + row, at, gy_ptr.dtype.element_ty, EXACT)
         g_scores += pairs * weights
         pairs *= scores.to(tl.float32) * weights
-        # A token's pair with itself spans no decay. It is in both sums, and may be so large that float32 loses the rest.
-        if EXACT:
-            pairs = tl.where(at[:, None] > at[None, :], pairs, 0.0)
+        # A token's pair with itself spans no decay, and may be so large that the rest would be lost beside it.
+        pairs = tl.where(at[:, None] > at[None, :], pairs, 0.0)
         ends = tl.sum(pairs, 1) - tl.sum(pairs, 0) + from_read * read
         tl.store(ends_ptr + row + at, ends)
         tl.store(dD_ptr + (batch * chunks_all + chunk) * heads + head, tl.sum(tl.where(here, skip, 0.0), 0))
@@ -264,7 +263,7 @@ def _write_gradients(
     index = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
     batch, chunk = index // chunks_slab, slab + index % chunks_slab
     parts = per_group // per_part
-    group, part = tl.program_id(1) // parts, tl.program_id(1) % parts
+    group, part = (tl.program_id(1) // parts).to(tl.int64), tl.program_id(1) % parts
     start = chunk * Q
     at = tl.arange(0, Q)
     left = length - start
