@@ -24,8 +24,8 @@ def _announce(op: str, path: str, device: str) -> None:
 
 @torch.compiler.assume_constant_result
 def _gpu_can(index: int) -> bool:
-    """Triton's matrix products in bf16 want compute capability 8.0 (A100) or later."""
-    return torch.cuda.get_device_capability(index) >= (8, 0)
+    """Triton's matrix products in bf16 want compute capability 8.0 (A100) or later. Nobody has tried AMD's GPUs."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(index) >= (8, 0)
 
 
 def _triton_obstacle(x: Tensor) -> str | None:
@@ -36,7 +36,7 @@ def _triton_obstacle(x: Tensor) -> str | None:
         return "the package triton is not installed"
     if _INTERPRETED or (x.is_cuda and _gpu_can(x.get_device())):
         return None
-    return f"it needs a CUDA GPU of compute capability 8.0 or later, and these are on {x.device}"
+    return f"it needs an NVIDIA GPU of compute capability 8.0 or later, and these are on {x.device}"
 
 
 def choose_path(op: str, x: Tensor, forced: Path | None = None) -> Path:
