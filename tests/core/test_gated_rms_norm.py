@@ -69,7 +69,7 @@ def test_nonsense_is_refused() -> None:
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
 def test_triton_is_refused_on_a_cpu() -> None:
-    with pytest.raises(ValueError, match="needs a CUDA GPU"):
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
         gated_rms_norm(**{name: t.float() for name, t in inputs(True).items()}, path="triton")
 
 
