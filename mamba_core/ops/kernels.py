@@ -1,5 +1,9 @@
 """What the Triton kernels of several operations share."""
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -44,3 +48,14 @@ def inner_contiguous(tensor: Tensor) -> Tensor:
 def power_of_two(size: int, at_least: int = 1) -> int:
     """Smallest power of two that holds ``size``, and is no less than ``at_least``."""
     return max(at_least, triton.next_power_of_2(size))
+
+
+def on_device_of_first(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For functions that launch kernels: Triton launches on the current GPU, which need not be that of the tensors."""
+
+    @wraps(function)
+    def launch(first: Tensor, *args: Any, **options: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return function(first, *args, **options)
+
+    return launch

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import encode_runs, inner_contiguous, power_of_two, run_of, sigmoid
+from mamba_core.ops.kernels import encode_runs, inner_contiguous, on_device_of_first, power_of_two, run_of, sigmoid
 
 BLOCK = 256  # channels of a program: one warp, 16 bytes a thread in bf16
 STEP = {"forward": 4, "backward": 4}  # tokens that are fetched together, while those before are worked on
@@ -479,6 +479,7 @@ def _strides(*tensors: Tensor) -> tuple[list[int], int]:
     return [stride // unit for stride in strides], unit
 
 
+@on_device_of_first
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -513,6 +514,7 @@ def forward(
     return y, final
 
 
+@on_device_of_first
 def backward(
     grad_y: Tensor,
     grad_final: Tensor,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import LOG2_E, inner_contiguous, power_of_two, sigmoid, softplus
+from mamba_core.ops.kernels import LOG2_E, inner_contiguous, on_device_of_first, power_of_two, sigmoid, softplus
 
 TILE = 2048  # elements of the state in a program, 16 a thread
 LARGE_TILE = 8192  # and where there are programs enough to fill a large GPU even so
@@ -176,6 +176,7 @@ def _scan_channels(
     _mark(seq_ptr, row, tl.program_id(1) == 0)
 
 
+@on_device_of_first
 def mamba2_step(
     projected: Tensor,
     conv_weight: Tensor,
@@ -218,6 +219,7 @@ def mamba2_step(
     return out
 
 
+@on_device_of_first
 def conv_step(x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor) -> Tensor:
     """As :func:`mamba_core.ops.decode.conv_step`; the tail is contiguous and advances in place."""
     b, c = x.shape
@@ -230,6 +232,7 @@ def conv_step(x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor) -> Tensor:
     return y
 
 
+@on_device_of_first
 def selective_scan_step(
     x: Tensor,
     dt: Tensor,

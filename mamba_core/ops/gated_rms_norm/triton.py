@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import inner_contiguous, power_of_two, sigmoid
+from mamba_core.ops.kernels import inner_contiguous, on_device_of_first, power_of_two, sigmoid
 
 TILE = {"forward": 512, "backward": 256}  # elements of a warp: 16 a thread, and half as many where registers are short
 WIDEST = 8192  # channels that a program holds, in 16 warps
@@ -255,6 +255,7 @@ def _means_of(
     return means
 
 
+@on_device_of_first
 def forward(x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group: int, out: Tensor | None = None) -> Tensor:
     """y (..., c) in x's dtype.
 
@@ -276,6 +277,7 @@ def forward(x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group: int,
     return y
 
 
+@on_device_of_first
 def backward(
     grad_y: Tensor,
     x: Tensor,

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import LOG2_E, encode_runs, inner_contiguous, run_of
+from mamba_core.ops.kernels import LOG2_E, encode_runs, inner_contiguous, on_device_of_first, run_of
 
 WIDTH = 64  # a group's channels are filled up to a multiple of it
 TOKENS = 64  # the length of what _transpose writes is a multiple of it
@@ -424,6 +424,7 @@ def clamps(softplus: bool, limit: tuple[float, float]) -> bool:
     return not (softplus and limit[0] == 0 and limit[1] == math.inf)
 
 
+@on_device_of_first
 def forward(
     x: Tensor,
     dt: Tensor,

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import LOG2_E, encode_runs, inner_contiguous
+from mamba_core.ops.kernels import LOG2_E, encode_runs, inner_contiguous, on_device_of_first
 from mamba_core.ops.selective_scan.triton import (
     TOKENS,
     UNALIGNED,
@@ -339,6 +339,7 @@ def _sum_parts(
     tl.store(dC_ptr + to, tl.trans(dC), mask=there)
 
 
+@on_device_of_first
 def backward(
     grad_y: Tensor,
     grad_final: Tensor,

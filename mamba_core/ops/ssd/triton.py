@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import encode_runs, inner_contiguous, power_of_two, run_of
+from mamba_core.ops.kernels import encode_runs, inner_contiguous, on_device_of_first, power_of_two, run_of
 from mamba_core.ops.ssd.triton_steps import Steps
 
 _PROGRAMS = 1024  # aimed at: several for each multiprocessor of a large GPU
@@ -289,6 +289,7 @@ def precision(x: Tensor) -> dict[str, object]:
     return {"EXACT": exact, "PRECISION": "tf32x3" if exact else "tf32"}
 
 
+@on_device_of_first
 def forward(
     x: Tensor,
     dt: Tensor,

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import encode_runs, inner_contiguous, run_of
+from mamba_core.ops.kernels import encode_runs, inner_contiguous, on_device_of_first, run_of
 from mamba_core.ops.ssd.triton import (
     chunk_states,
     decay_from_start,
@@ -40,7 +40,7 @@ LAUNCH = {
     "writes": {"num_warps": 4, "num_stages": 3},
 }
 _CHUNK = 64  # tokens, at most: two accumulators as wide as the state leave room for no more
-_SLAB = 2**28  # bytes of states and gradients of states between the chunks of a slab
+_SLAB = 3 * 2**27  # bytes of states and gradients of states between the chunks of a slab
 
 
 @triton.jit
@@ -323,6 +323,7 @@ def _write_gradients(
     tl.store(dB_ptr + at[:, None] * dB_l + cols_n[None, :], dB, mask=here[:, None] & (cols_n < N)[None, :])
 
 
+@on_device_of_first
 def backward(
     grad_y: Tensor,
     grad_final: Tensor,
