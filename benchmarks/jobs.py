@@ -47,7 +47,7 @@ class Settings:
     d_model: int = 1024
     peer: str | None = None
     quick: bool = False
-    segment: int = 131_072  # of the check of long sequences
+    segment: int = 131_009  # of the check of long sequences
 
 
 def read_request(stream: IO[str]) -> tuple[list[Job], Settings]:

@@ -181,7 +181,9 @@ def long_lines(result: Result) -> list[str]:
     """A sentence for each length on the check of long sequences."""
     lines = []
     for length in sorted({row["length"] for row in result.get("long", [])}):
-        rows = [row for row in result["long"] if row["length"] == length and "skipped" not in row]
+        found = [row for row in result["long"] if row["length"] == length]
+        rows = [row for row in found if "skipped" not in row]
+        skipped = sorted({row["case"] for row in found if "skipped" in row})
         measured = [row for row in rows if row["error"] is not None]
         failed = sorted({row["case"] for row in rows if row["error"] is None or not row["error"] <= row["tolerance"]})
         text = f"At {length:,} tokens against the same call in segments that pass state"
@@ -189,6 +191,7 @@ def long_lines(result: Result) -> list[str]:
             worst = max(measured, key=lambda row: row["error"] / row["tolerance"])
             text += f", {len(measured)} outputs and gradients: largest relative error {worst['error']:.1e}"
             text += f" ({worst['case']}, {worst['output']}; tolerance {worst['tolerance']:.0e})"
+        text += f"; no memory for gradients: {', '.join(skipped)}" if skipped else ""
         lines.append(text + (f"; failed: {', '.join(failed)}." if failed else "."))
     return ["", *lines] if lines else []
 

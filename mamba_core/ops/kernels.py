@@ -16,16 +16,30 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def softplus(x):
-    """log(1 + e^x) to the last digits, also where it is tiny."""
-    e = tl.exp(x)
-    small = e * (1.0 - e * (0.5 - e * (1.0 / 3.0)))
-    return tl.where(x > 20.0, x, tl.where(e < 2e-3, small, tl.log(1.0 + e)))
+    """log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), to seven digits everywhere."""
+    e = tl.exp2(tl.abs(x) * -LOG2_E)
+    # log(1 + e) / e on [0, 1], relative error 2e-7.
+    p = -0.00853909645 * e + 0.0440892391
+    p = p * e - 0.1076811701
+    p = p * e + 0.1774520427
+    p = p * e - 0.2449544966
+    p = p * e + 0.3327547908
+    p = p * e - 0.4999740422
+    p = p * e + 0.9999998212
+    return tl.maximum(x, 0.0) + p * e
 
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + e^-x)."""
-    return 1.0 / (1.0 + tl.exp(-x))
+    """1 / (1 + e^-x); tl.exp2 is one instruction, tl.exp minds the denormals."""
+    return 1.0 / (1.0 + tl.exp2(x * -LOG2_E))
+
+
+@triton.jit
+def clamp(x, low, high):
+    """Between low and high; NaN stays, so that it shows."""
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -37,7 +51,7 @@ def run_of(code):
 def encode_runs(seq_idx: Tensor) -> Tensor:
     """(b, l) int32: the run of each token (:mod:`mamba_core.ops.packing`), and -1 - run at padding."""
     real, run = document_runs(seq_idx)
-    return torch.where(real, run, -1 - run).int()
+    return torch.where(real, run, -1 - run).int().contiguous()
 
 
 def inner_contiguous(tensor: Tensor) -> Tensor:

@@ -39,17 +39,19 @@ def _triton_obstacle(x: Tensor) -> str | None:
     return f"it needs an NVIDIA GPU of compute capability 8.0 or later, and these are on {x.device}"
 
 
-def choose_path(op: str, x: Tensor, forced: Path | None = None) -> Path:
-    """The path that ``op`` takes for ``x``: Triton on a GPU, chunked elsewhere. ``forced`` wins. Logged once.
+def choose_path(op: str, x: Tensor, forced: Path | None = None, otherwise: Path = "chunked") -> Path:
+    """The path that ``op`` takes for ``x``: Triton on a GPU, ``otherwise`` elsewhere. ``forced`` wins. Logged once.
 
     Raises:
         ValueError: ``forced`` is no path, or the Triton path is forced where it cannot run.
     """
-    if forced is not None and forced not in PATHS:
-        raise ValueError(f"{op}: unknown path {forced!r}; choose one of {', '.join(PATHS)}")
+    known = [path for path in PATHS if path in ("reference", otherwise, "triton")]
+    if forced is not None and forced not in known:
+        raise ValueError(f"{op}: unknown path {forced!r}; choose one of {', '.join(known)}")
     if forced == "triton" and (obstacle := _triton_obstacle(x)):
-        raise ValueError(f"{op}: the triton path cannot run here: {obstacle}; take 'chunked' or 'reference'")
-    path: Path = forced or ("triton" if x.is_cuda and _triton_obstacle(x) is None else "chunked")
+        rest = " or ".join(repr(path) for path in known if path != "triton")
+        raise ValueError(f"{op}: the triton path cannot run here: {obstacle}; take {rest}")
+    path: Path = forced or ("triton" if x.is_cuda and _triton_obstacle(x) is None else otherwise)
     if not torch.compiler.is_compiling():
         _announce(op, path, x.device.type)
     return path

@@ -111,6 +111,11 @@ def strided(tensor: Tensor) -> Tensor:
     return wide[..., 3:-8]
 
 
+def every_other(tensor: Tensor) -> Tensor:
+    """The same numbers with NaN between them."""
+    return torch.stack([tensor, torch.full_like(tensor, torch.nan)], dim=-1)[..., 0]
+
+
 @contextmanager
 def poisoned() -> Iterator[None]:
     """Memory that nobody has written holds NaN."""

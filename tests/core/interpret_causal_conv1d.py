@@ -66,7 +66,7 @@ def main() -> int:
         triton.SEGMENT = {"forward": (segment, segment), "backward": (segment, segment)}
         for packed in (False, True):
             arguments = inputs(batch, length, channels, width, plain)
-            seq_idx = pack(length, batch) if packed else None
+            seq_idx = pack(length, batch).t().contiguous().t() if packed else None
             want = gradients(causal_conv1d, arguments, seq_idx=seq_idx, activation=activation, path="reference")
             low = {name: tensor.detach().float() for name, tensor in arguments.items()}
             if seq_idx is not None:  # padding may hold anything

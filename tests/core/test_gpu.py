@@ -118,3 +118,16 @@ def test_models_under_autocast(mixer: str) -> None:
     assert (low.float().cpu() - want).norm() < 2e-2 * want.norm()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in lm.parameters())
     assert all(t.dtype == torch.float32 for name, t in state.items() if "seq_idx" not in name)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("mixer", ["mamba1", "mamba2"])
+def test_models_on_a_gpu_that_is_not_the_current_one(mixer: str) -> None:
+    lm, words = small_lm(mixer).to("cuda:1"), tokens(300).to("cuda:1")
+    want, _ = small_lm(mixer)(words.cpu())
+    with torch.cuda.device(0):
+        got, state = lm(words)
+        got.sum().backward()
+        with torch.no_grad():
+            lm.step_(words[:, 0], state)
+    assert (got.cpu() - want).norm() < 1e-4 * want.norm()

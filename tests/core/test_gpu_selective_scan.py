@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from mamba_core.ops.selective_scan import selective_scan
-from tests.core.helpers import assert_same, gradients, pack
+from tests.core import helpers
+from tests.core.helpers import assert_equal, assert_same, gradients, leaves, pack, rounded
 from tests.core.test_selective_scan import ALONG_TIME, cut, inputs
 
 pytestmark = pytest.mark.gpu
-
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def compare(
@@ -22,22 +21,10 @@ def compare(
     arguments: dict[str, Tensor] | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Check outputs and gradients of both sides on the same, rounded numbers; padding of the Triton side holds NaN."""
-    low = {
-        name: t.detach().to("cuda", dtype if name in ALONG_TIME else torch.float32)
-        for name, t in (arguments or inputs(**shape)).items()
-    }
-    exact = {name: t.double().requires_grad_() for name, t in low.items()}
-    seq_idx = pack(shape["length"], shape.get("batch", 2)).cuda() if packed else None
-    want = gradients(selective_scan, exact, seq_idx=seq_idx, path="chunked", **options)
-    if seq_idx is not None:
-        for name in low.keys() & set(ALONG_TIME):
-            low[name][seq_idx < 0] = torch.nan
-    low = {name: t.requires_grad_() for name, t in low.items()}
-    got = gradients(selective_scan, low, seq_idx=seq_idx, path="triton", **options)
-    assert all(got[f"gradient of {name}"].dtype == t.dtype for name, t in low.items())
-    assert_same(want, got, TOLERANCE[dtype])
-    return got
+    """As helpers.compare; sequences in ``dtype``."""
+    low = rounded(arguments or inputs(**shape), dtype, ALONG_TIME)
+    seq_idx = pack(shape["length"], shape.get("batch", 2)).to(helpers.DEVICE) if packed else None
+    return helpers.compare(selective_scan, low, seq_idx, padded=ALONG_TIME, **options)
 
 
 @pytest.mark.parametrize("length", [1, 63, 257, 4097])
@@ -134,18 +121,6 @@ def test_two_runs_are_equal_to_the_bit(dtype: torch.dtype) -> None:
         assert torch.equal(tensor, second[name]), name
 
 
-def test_memory_that_nobody_wrote_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = torch.empty
-
-    def poisoned(*size: Any, **options: Any) -> Tensor:
-        out = empty(*size, **options)
-        return out.fill_(torch.nan) if out.is_floating_point() else out
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-    for packed in (False, True):
-        compare({"length": 333, "channels": 100, "groups": 2, "d_state": 16}, packed=packed)
-
-
 def test_segments_equal_the_whole() -> None:
     low = {name: t.detach().cuda().float() for name, t in inputs(5000, channels=128, d_state=16).items()}
     want, final = selective_scan(**low, path="triton")
@@ -185,3 +160,34 @@ def test_compiles_whole() -> None:
     for seq_idx in (None, pack(40).cuda()):
         want, got = (gradients(f, arguments, seq_idx=seq_idx, path="triton") for f in (selective_scan, compiled))
         assert_same(want, got, 1e-6)
+
+
+def test_compiles_for_many_lengths() -> None:
+    """With few graphs: the cut depends on ranges of lengths."""
+    compiled = torch.compile(selective_scan, fullgraph=True)
+    with torch.no_grad():
+        for length in range(1000, 3300, 200):
+            low = rounded(inputs(length, channels=2048, d_state=2, batch=1), torch.float32, ())
+            y, _ = compiled(**low, path="triton")
+            assert_same({"y": selective_scan(**low, path="triton")[0]}, {"y": y}, 1e-6)
+
+
+def test_vectors_may_be_strided() -> None:
+    low = rounded(inputs(70, channels=64, d_state=16), torch.float32, ())
+    dense = leaves(low)
+    wide = {name: torch.randn(*low[name].shape[:-1], 2 * low[name].shape[-1]).cuda() for name in ("A", "D", "dt_bias")}
+    for name, tensor in wide.items():
+        tensor[..., ::2] = low[name]
+    strided = leaves(low | {name: tensor[..., ::2] for name, tensor in wide.items()})
+    want, got = (gradients(selective_scan, side, path="triton") for side in (dense, strided))
+    assert_equal(want, got)
+
+
+def test_a_step_that_is_not_a_number_shows() -> None:
+    low = rounded(inputs(70, channels=64, d_state=16), torch.float32, ())
+    low["dt_bias"][3] = torch.nan
+    for limit in ((0.0, float("inf")), (0.2, 0.8)):
+        y, final = selective_scan(**low, dt_limit=limit, path="triton")
+        assert y[..., 3].isnan().all()
+        assert final[:, 3].isnan().all()
+        assert y[..., 4].isfinite().all()

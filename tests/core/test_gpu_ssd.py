@@ -153,6 +153,23 @@ def test_slices_of_projections() -> None:
         assert_equal(want, got)
 
 
+def test_vectors_may_be_strided() -> None:
+    low = inputs(70)
+    wide = {name: torch.stack([low[name], torch.randn_like(low[name])], dim=-1) for name in ("A", "D", "dt_bias")}
+    strided_ = low | {name: tensor[..., 0] for name, tensor in wide.items()}
+    want, got = (gradients(ssd, leaves(side), path="triton") for side in (low, strided_))
+    assert_equal(want, got)
+
+
+def test_a_step_that_is_not_a_number_shows() -> None:
+    low = inputs(70)
+    low["dt_bias"][1] = torch.nan
+    y, final = ssd(**low, path="triton")
+    assert y[:, :, 1].isnan().all()
+    assert final[:, 1].isnan().all()
+    assert y[:, :, 2].isfinite().all()
+
+
 def test_any_strides() -> None:
     """Rows that are not aligned, and tensors whose last dimension is not the one that is dense."""
     low = inputs(260)
@@ -245,3 +262,18 @@ def test_more_than_2_to_the_31_elements() -> None:
     with torch.no_grad():
         _, state = ssd(**{name: t[:, :-end] for name, t in along.items()}, **fixed, path="triton")
     assert_same(run(length - end, state), whole, 1e-2)
+
+
+@large(24)
+def test_outputs_of_more_than_2_to_the_31_elements() -> None:
+    """Forward alone: x and y are dense."""
+    length, end, device = 1_100_000, 5_000, helpers.DEVICE
+    sizes = {"x": (32, 64), "dt": (32,), "B": (1, 128), "C": (1, 128)}
+    along = {n: torch.randn(1, length, *size, dtype=torch.bfloat16, device=device) for n, size in sizes.items()}
+    fixed = {"A": -torch.randn(32, device=device).exp(), "D": torch.randn(32, device=device)}
+    y, final = ssd(**along, **fixed, path="triton")
+    y = y[:, -end:].clone()
+    _, state = ssd(**{n: t[:, :-end] for n, t in along.items()}, **fixed, path="triton")
+    at_end = {n: t[:, -end:] for n, t in along.items()}
+    want, state = ssd(**at_end, **fixed, initial_state=state, path="triton")
+    assert_same({"y": want, "state": state}, {"y": y, "state": final}, 1e-2)

@@ -39,10 +39,14 @@ def causal_conv1d(
         ValueError: shapes, dtypes or devices that do not belong together, an empty sequence, or a path that does not
             exist.
     """
+    if x.ndim != 3 or weight.ndim != 2:
+        found = f"{tuple(x.shape)}, {tuple(weight.shape)}"
+        raise ValueError(f"causal_conv1d: x must be (b, l, c) and weight (c, width); got {found}")
     b, l, c = x.shape
     width = weight.shape[-1]
     check_extent("causal_conv1d", b, l)
     wanted: Wanted = {
+        "x": (x, (b, l, c)),
         "weight": (weight, (c, width)),
         "bias": (bias, (c,)),
         "initial_state": (initial_state, (b, width - 1, c)),

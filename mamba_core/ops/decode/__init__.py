@@ -232,4 +232,5 @@ def _choose(op: str, tensors: list[Tensor], forced: paths.Path | None) -> paths.
     """float64 anywhere rules the kernels out, and so does autograd."""
     if forced is None and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         forced = "reference"
-    return paths.choose_path(op, next((t for t in tensors if t.dtype == torch.float64), tensors[0]), forced)
+    deciding = next((t for t in tensors if t.dtype == torch.float64), tensors[0])
+    return paths.choose_path(op, deciding, forced, otherwise="reference")

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import LOG2_E, inner_contiguous, on_device_of_first, power_of_two, sigmoid, softplus
+from mamba_core.ops.kernels import LOG2_E, clamp, inner_contiguous, on_device_of_first, power_of_two, sigmoid, softplus
 
 TILE = 2048  # elements of the state in a program, 16 a thread
 LARGE_TILE = 8192  # and where there are programs enough to fill a large GPU even so
@@ -95,7 +95,7 @@ def _scan_heads(
     B = _convolve(x_ptr, weight_ptr, bias_ptr, conv_ptr, at_B, in_n, CHANNELS, WIDTH)
     C = _convolve(x_ptr, weight_ptr, bias_ptr, conv_ptr, at_B + GROUPS * N, in_n, CHANNELS, WIDTH)
     dt = tl.load(x_ptr + CHANNELS + head).to(tl.float32) + tl.load(dt_bias_ptr + head).to(tl.float32)
-    dt = tl.minimum(tl.maximum(softplus(dt), low), high)
+    dt = clamp(softplus(dt), low, high)
     decay = tl.exp2(dt * _rate(A_log_ptr, head, True))
     state = state * decay + (x * dt)[:, None] * B[None, :]
     y = tl.sum(state * C[None, :], 1) + x * tl.load(D_ptr + head).to(tl.float32)
@@ -167,7 +167,7 @@ def _scan_channels(
     B = tl.load(B_ptr + row * B_row + n, mask=in_n, other=0.0).to(tl.float32)
     C = tl.load(C_ptr + row * C_row + n, mask=in_n, other=0.0).to(tl.float32)
     dt += tl.load(bias_ptr + channel, mask=here, other=0.0).to(tl.float32)
-    dt = tl.minimum(tl.maximum(softplus(dt), low), high)
+    dt = clamp(softplus(dt), low, high)
     state = state * tl.exp2(dt[:, None] * rate) + (dt * x)[:, None] * B[None, :]
     y = tl.sum(state * C[None, :], 1) + x * tl.load(D_ptr + channel, mask=here, other=0.0).to(tl.float32)
     tl.debug_barrier()

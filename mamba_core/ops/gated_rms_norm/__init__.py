@@ -41,7 +41,7 @@ def gated_rms_norm(
     group = group_size or c
     if group < 1 or c % group:
         raise ValueError(f"gated_rms_norm: {c} channels want a group size that divides them, got {group}")
-    check_arguments("gated_rms_norm", x.device, {"z": (z, x.shape), "weight": (weight, (c,))})
+    check_arguments("gated_rms_norm", x.device, {"x": (x, x.shape), "z": (z, x.shape), "weight": (weight, (c,))})
     chosen = paths.choose_path("gated_rms_norm", x, path)
     if chosen == "reference":
         return gated_rms_norm_reference(x, z, weight, eps, group)

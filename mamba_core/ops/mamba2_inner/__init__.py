@@ -56,8 +56,12 @@ def mamba2_inner(
         ValueError: shapes, dtypes or devices that do not belong together, an empty sequence, a dt_limit that is not
             an interval of non-negative numbers, or a path that does not exist or cannot run here.
     """
-    if projected.ndim != 3:
-        raise ValueError(f"mamba2_inner: projected must be (b, l, 2 h p + 2 g n + h); got {tuple(projected.shape)}")
+    if projected.ndim != 3 or conv_weight.ndim != 2 or A.ndim != 1 or norm_weight.ndim != 1:
+        found = ", ".join(str(tuple(t.shape)) for t in (projected, conv_weight, A, norm_weight))
+        raise ValueError(
+            "mamba2_inner: projected must be (b, l, 2 h p + 2 g n + h), conv_weight (h p + 2 g n, width), A (h,) and "
+            f"norm_weight (h p,); got {found}"
+        )
     b, l, _ = projected.shape
     channels, width = conv_weight.shape
     (heads,), (inner,) = A.shape, norm_weight.shape
@@ -74,7 +78,10 @@ def mamba2_inner(
         projected.device,
         {
             "projected": (projected, (b, l, inner + channels + heads)),
+            "conv_weight": (conv_weight, (channels, width)),
             "conv_bias": (conv_bias, (channels,)),
+            "A": (A, (heads,)),
+            "norm_weight": (norm_weight, (inner,)),
             "D": (D, (heads,)),
             "dt_bias": (dt_bias, (heads,)),
             "conv_state": (conv_state, (b, width - 1, channels)),

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import LOG2_E, encode_runs, inner_contiguous, on_device_of_first, run_of
+from mamba_core.ops.kernels import clamp, encode_runs, inner_contiguous, on_device_of_first, run_of, sigmoid, softplus
 
 WIDTH = 64  # a group's channels are filled up to a multiple of it
 TOKENS = 64  # the length of what _transpose writes is a multiple of it
@@ -111,32 +111,11 @@ def run_at(run_ptr, at, length):
 
 
 @triton.jit
-def softplus(x):
-    """log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), to seven digits everywhere."""
-    e = tl.exp2(tl.abs(x) * -LOG2_E)
-    # log(1 + e) / e on [0, 1], relative error 2e-7.
-    p = -0.00853909645 * e + 0.0440892391
-    p = p * e - 0.1076811701
-    p = p * e + 0.1774520427
-    p = p * e - 0.2449544966
-    p = p * e + 0.3327547908
-    p = p * e - 0.4999740422
-    p = p * e + 0.9999998212
-    return tl.maximum(x, 0.0) + p * e
-
-
-@triton.jit
-def sigmoid(x):
-    """1 / (1 + e^-x); tl.exp2 is one instruction, tl.exp minds the denormals."""
-    return 1.0 / (1.0 + tl.exp2(x * -LOG2_E))
-
-
-@triton.jit
 def time_steps(raw, low, high, here, SOFTPLUS: tl.constexpr, CLAMP: tl.constexpr):
     """Time steps from dt + bias, 0 where nothing is here."""
     step = softplus(raw) if SOFTPLUS else raw
     if CLAMP:
-        step = tl.minimum(tl.maximum(step, low), high)
+        step = clamp(step, low, high)
     return tl.where(here, step, 0.0)
 
 
@@ -191,7 +170,7 @@ def _transpose(
     cuts = padded // TOKENS
     batch = tl.program_id(0).to(tl.int64) // cuts
     at = tl.program_id(0).to(tl.int64) % cuts * TOKENS + tl.arange(0, TOKENS)
-    group = tl.program_id(1)
+    group = tl.program_id(1).to(tl.int64)
     n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     here = at < length
     if HAS_RUN:
@@ -373,9 +352,9 @@ def plan(x: Tensor, B: Tensor) -> Plan:
     b, l, d = x.shape
     g, n = B.shape[2:]
     wide = g * (-(-(d // g) // WIDTH)) * WIDTH
-    fair = l * b * wide // (WIDTH * PROGRAMS)
-    shortest, longest = CHUNKS
-    chunk = min(max(shortest, 1 << max(0, fair.bit_length() - 1)), max(longest, triton.next_power_of_2(2 * n)))
+    chunk, longest = CHUNKS[0], max(CHUNKS[1], triton.next_power_of_2(2 * n))
+    while chunk < longest and 2 * chunk * WIDTH * PROGRAMS <= l * b * wide:
+        chunk *= 2  # compared rather than computed: so torch.compile knows ranges of lengths, not single ones
     return Plan(chunk, -(-l // chunk), wide, -(-l // TOKENS) * TOKENS)
 
 
@@ -462,7 +441,7 @@ def forward(
         "HAS_RUN": seq_idx is not None,
         "EVEN": cut.wide == d,
     }
-    bias = A2 if dt_bias is None else dt_bias
+    bias = A2 if dt_bias is None else dt_bias.contiguous()
     sizes = (l, cut.chunk, cut.chunks, *limit, n)
     launch = LAUNCH["states"]
     blocks = cut.wide // (32 * launch["K"])
@@ -474,7 +453,7 @@ def forward(
     launch = LAUNCH["outputs"]
     blocks = cut.wide // (32 * launch["K"])
     _outputs[(b * cut.chunks * blocks,)](
-        x, dt, gate, A2, weights[0], weights[1], A2 if D is None else D, bias, run, enter, local, y,
+        x, dt, gate, A2, weights[0], weights[1], A2 if D is None else D.contiguous(), bias, run, enter, local, y,
         *sizes, blocks, g, d // g, cut.padded,
         *x.stride()[:2], *dt.stride()[:2], *gate.stride()[:2],
         **flags, HAS_D=D is not None, HAS_Z=z is not None, **launch,

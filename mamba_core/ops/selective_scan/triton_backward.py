@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import LOG2_E, encode_runs, inner_contiguous, on_device_of_first
+from mamba_core.ops.kernels import LOG2_E, encode_runs, inner_contiguous, on_device_of_first, sigmoid
 from mamba_core.ops.selective_scan.triton import (
     TOKENS,
     UNALIGNED,
@@ -41,7 +41,6 @@ from mamba_core.ops.selective_scan.triton import (
     put,
     rates,
     run_at,
-    sigmoid,
     store_tile,
     take,
     time_steps,
@@ -381,7 +380,8 @@ def backward(
         "EVEN": cut.wide == d,
         "HAS_Z": z is not None,
     }
-    bias = A2 if dt_bias is None else dt_bias
+    bias = A2 if dt_bias is None else dt_bias.contiguous()
+    skip = A2 if D is None else D.contiguous()
     sizes = (l, cut.chunk, cut.chunks, *limit, n)
     launch = LAUNCH["chunks"]
     blocks = cut.wide // (32 * launch["K"])
@@ -411,7 +411,7 @@ def backward(
     for start in range(0, b * cut.chunks, slab):
         count = min(slab, b * cut.chunks - start)
         _gradients[(count * g * parts,)](
-            x, dt, gate, gy, A2, weights[0], weights[1], A2 if D is None else D, bias, run, enter, leave, border,
+            x, dt, gate, gy, A2, weights[0], weights[1], skip, bias, run, enter, leave, border,
             dx, ddt, dx if dz is None else dz, dA_part, dvector_part, part,
             start, *sizes, blocks, g, parts, each, d // g, cut.padded, part[0].numel(),
             *x.stride()[:2], *dt.stride()[:2], *gate.stride()[:2], *gy.stride()[:2],

@@ -329,12 +329,12 @@ def forward(
     y = torch.empty(b, l, h, p, dtype=x.dtype, device=x.device)
     together = cut.heads_together(b, g, h // g, _PROGRAMS)
     _outputs[(b * cut.chunks, h // together)](
-        x, B, C, A if D is None else D, *decays, states, since, enter.to(x.dtype), y,
+        x, B, C, A if D is None else D.contiguous(), *decays, states, since, enter.to(x.dtype), y,
         l, cut.segment, cut.segments, cut.chunks, h, h // g, together,
         *x.stride()[:3], *B.stride()[:3], *C.stride()[:3], *y.stride()[:3],
         **sizes, **flags, HAS_D=D is not None, **cut.launch(LAUNCH["outputs"]),
     )  # fmt: skip
-    return y, enter[:, -1].transpose(-1, -2).contiguous(), enter
+    return y, enter[:, -1].mT.clone(memory_format=torch.contiguous_format), enter
 
 
 def pass_states(kernel, local: Tensor, kept: Tensor, border: Tensor) -> None:

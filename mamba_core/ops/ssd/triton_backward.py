@@ -354,7 +354,7 @@ def backward(
     flags = {"HAS_RUN": run is not None, **precision(x)}
     sizes = {"P": p, "N": n, "BLOCK_P": cut.block_p, "BLOCK_N": cut.block_n, "Q": cut.chunk}
     steps = Steps(dt, A, dt_bias, run, cut.chunk, softplus, limit, flags["EXACT"] is True)
-    run_ = A if run is None else run
+    run_, skip = A if run is None else run, A if D is None else D.contiguous()
     decays = (steps.cum, steps.also, run_)
     strides = {name: t.stride()[:3] for name, t in (("x", x), ("gy", gy), ("B", B), ("C", C))}
     device, work = x.device, torch.float32
@@ -408,7 +408,7 @@ def backward(
             **sizes, **flags, **launch["reads"],
         )  # fmt: skip
         _write_gradients[grid](
-            x, gy, B, C, A if D is None else D, steps.step, *decays, grads, scores, dx, sums_B, wrote, direct, *heads,
+            x, gy, B, C, skip, steps.step, *decays, grads, scores, dx, sums_B, wrote, direct, *heads,
             *strides["x"], *strides["gy"], *strides["B"], *strides["C"], *dx.stride()[:3], *sums_B.stride()[:4],
             **sizes, **flags, HAS_D=D is not None, **launch["writes"],
         )  # fmt: skip

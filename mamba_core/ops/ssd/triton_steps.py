@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import LOG2_E, power_of_two, sigmoid, softplus
+from mamba_core.ops.kernels import LOG2_E, clamp, power_of_two, sigmoid, softplus
 
 _HEADS = 32  # a program's share
 
@@ -16,7 +16,7 @@ _HEADS = 32  # a program's share
 @triton.jit
 def _raw_steps(dt_ptr, bias_ptr, at, head, here, dt_l, dt_h, HAS_BIAS: tl.constexpr):
     """(q, heads): dt + bias."""
-    raw = tl.load(dt_ptr + at[:, None] * dt_l + head[None, :] * dt_h, mask=here, other=0.0).to(tl.float32)
+    raw = tl.load(dt_ptr + at[:, None] * dt_l + head.to(tl.int64)[None, :] * dt_h, mask=here, other=0.0).to(tl.float32)
     if HAS_BIAS:
         raw += tl.load(bias_ptr + head).to(tl.float32)[None, :]
     return raw
@@ -41,7 +41,7 @@ def _steps(
         here = here & (code >= 0)[:, None]
     raw = _raw_steps(dt_ptr + batch * dt_b, bias_ptr, at, head, here, dt_l, dt_h, HAS_BIAS)
     step = softplus(raw) if SOFTPLUS else raw
-    step = tl.where(here, tl.minimum(tl.maximum(step, low), high), 0.0)
+    step = tl.where(here, clamp(step, low, high), 0.0)
     A = tl.load(A_ptr + head).to(tl.float32) * LOG2_E
     # A decay of 2^-160 is 0 in float32; sums over it stay small enough to keep the digits of what comes behind.
     log_decay = tl.maximum(step * A[None, :], -160.0)
@@ -84,12 +84,12 @@ def _steps_backward(
     spans = tl.sum(ends, 0)[None, :] - tl.cumsum(ends, 0) + ends + tl.cumsum(written, 0) - written + keep[None, :]
     raw = _raw_steps(dt_ptr + batch * dt_b, bias_ptr, at, head, real, dt_l, dt_h, HAS_BIAS)
     free = softplus(raw) if SOFTPLUS else raw
-    step = tl.minimum(tl.maximum(free, low), high)
+    step = clamp(free, low, high)
     A = tl.load(A_ptr + head).to(tl.float32)
     ddt = direct + spans * A[None, :]
     if SOFTPLUS:
         ddt *= sigmoid(raw)
-    ddt = tl.where(real & (free >= low) & (free <= high), ddt, 0.0)  # the clamp lets nothing through outside
+    ddt = tl.where(real & ~((free < low) | (free > high)), ddt, 0.0)  # the clamp lets nothing through outside
     tl.store(ddt_ptr + (batch * length + at)[:, None] * heads + head[None, :], ddt, mask=here)
     sums = (batch * chunks + chunk) * heads + head
     tl.store(dA_ptr + sums, tl.sum(tl.where(real, spans * step, 0.0), 0), mask=known)
@@ -123,6 +123,7 @@ class Steps:
     ):
         b, l, h = dt.shape
         self.chunks = -(-l // q)
+        A, dt_bias = A.contiguous(), None if dt_bias is None else dt_bias.contiguous()
         self.dt, self.A, self.dt_bias, self.run, self.q, self.exact = dt, A, dt_bias, run, q, exact
         self.limit = limit
         self.flags = {"SOFTPLUS": softplus, "HAS_BIAS": dt_bias is not None, "HAS_RUN": run is not None}
