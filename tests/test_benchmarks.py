@@ -319,3 +319,18 @@ def test_a_commit_is_40_digits() -> None:
     assert kernels.measured_commit(COMMIT, True) == COMMIT
     with pytest.raises(SystemExit, match="40 hexadecimal"):
         kernels.measured_commit("3c1119a", False)
+
+
+def test_the_profile_on_a_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    command = [sys.executable, "benchmarks/kernel_profile.py", "--device", "cpu", "--d-model", "64", "--lengths", "70"]
+    command += ["--cases", "ssd", "--json", str(path), "--commit", COMMIT]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert out.returncode == 0, out.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["what"] for row in rows] == ["forward", "forward + backward"]
+    for row in rows:
+        assert row["elapsed_ms"] > 0
+        assert row["kernels_ms"] == pytest.approx(sum(kernel["ms"] for kernel in row["kernels"]), abs=0.01)
+        assert row["launches"] >= 1
+    assert any("ssd_backward" in kernel["name"] for kernel in rows[1]["kernels"])
