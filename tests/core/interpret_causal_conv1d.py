@@ -10,7 +10,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from mamba_core.ops.causal_conv1d import causal_conv1d, triton
+from mamba_core.ops.causal_conv1d import causal_conv1d, triton, triton_backward
 from tests.core.helpers import assert_same, gradients, pack
 
 CASES = [  # batch, length, channels, width, activation, tokens of a segment, leave out bias and state
@@ -51,8 +51,8 @@ def assert_same_in_place(low: dict[str, Tensor], seq_idx: Tensor | None, activat
     tensors = (given["x"], given["weight"], given.get("bias"), given.get("initial_state"), seq_idx, activation)
     y, final = triton.forward(*tensors)
     grad_y, grad_final = strided(torch.randn_like(y)), torch.randn_like(final)
-    apart = triton.backward(grad_y, grad_final, *tensors)
-    over = triton.backward(grad_y, grad_final, *tensors, dx=grad_y)
+    apart = triton_backward.backward(grad_y, grad_final, *tensors)
+    over = triton_backward.backward(grad_y, grad_final, *tensors, dx=grad_y)
     assert over[0] is grad_y
     for one, other in zip(apart, over, strict=True):
         assert torch.equal(one, other)

@@ -97,7 +97,7 @@ def test_any_strides(dtype: torch.dtype, packed: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_over_gradients(dtype: torch.dtype, packed: bool) -> None:
     """Those of x take the place of those of y, and y a place that is given: no bit changes, however often."""
-    from mamba_core.ops.causal_conv1d import triton
+    from mamba_core.ops.causal_conv1d import triton, triton_backward
 
     low, seq_idx = inputs(4097, dtype), documents(4097, packed)
     tensors = (*low.values(), seq_idx, True)
@@ -107,10 +107,10 @@ def test_gradients_over_gradients(dtype: torch.dtype, packed: bool) -> None:
     assert_equal({"y": y}, {"y": place})
     grad_y, grad_final = strided(torch.randn_like(y)), torch.randn_like(final)
     names = ("dx", "dw", "db", "ds")
-    apart = dict(zip(names, triton.backward(grad_y, grad_final, *tensors), strict=True))
+    apart = dict(zip(names, triton_backward.backward(grad_y, grad_final, *tensors), strict=True))
     for _ in range(3):
         over = strided(grad_y)
-        got = triton.backward(over, grad_final, *tensors, dx=over)
+        got = triton_backward.backward(over, grad_final, *tensors, dx=over)
         assert got[0] is over
         assert_equal(apart, dict(zip(names, got, strict=True)))
 

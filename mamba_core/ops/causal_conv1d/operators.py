@@ -60,9 +60,9 @@ def causal_conv1d_triton_backward(
     seq_idx: Tensor | None,
     activation: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from mamba_core.ops.causal_conv1d import triton
+    from mamba_core.ops.causal_conv1d import triton_backward
 
-    dx, dw, db, ds = triton.backward(grad_y, grad_final, x, weight, bias, initial_state, seq_idx, activation)
+    dx, dw, db, ds = triton_backward.backward(grad_y, grad_final, x, weight, bias, initial_state, seq_idx, activation)
     return dx, dw.to(weight.dtype), db, ds
 
 

@@ -1,17 +1,11 @@
-"""Causal depthwise convolution for GPUs, in Triton: forward and backward read and write each row once.
+"""Causal depthwise convolution for GPUs, in Triton: each row is read and written once.
 
 A program holds a block of channels and walks along a segment of tokens with the last width - 1 rows in registers (the
-window). The backward walks the same way: it computes the convolution again, and keeps with each row of the window what
-its gradient has gathered so far; the gradient is whole and written when the row leaves the window. Behind the segment,
-the width - 1 tokens that still see its last rows are computed once more, by this program for its own rows. Where the
-gradients of x take the place of those of y, these few rows are copied beforehand: another program may be through there.
+window). Packed documents cost no other walk: a window row counts for tokens of its own run only, and padding leaves the
+window as it is. Only the rows around the borders of segments are looked up beforehand (:func:`links`). Positions before
+the sequence, -1 down to -(width - 1), stand for the rows of the initial state.
 
-Packed documents cost no other walk: a window row counts for tokens of its own run only, and padding leaves the window
-as it is. Only the rows around the borders of segments are looked up beforehand (:func:`_links`). Positions before the
-sequence, -1 down to -(width - 1), stand for the rows of the initial state.
-
-The gradients of weight and bias are summed by each program, then over programs in their order. How shapes are cut into
-programs depends on the shapes alone.
+How shapes are cut into programs depends on the shapes alone.
 """
 
 import math
@@ -32,7 +26,7 @@ SEGMENT = {"forward": (32, 256), "backward": (32, 1024)}  # fewest and most toke
 
 
 @triton.jit
-def _push(entries, new, real, ALWAYS: tl.constexpr):
+def push(entries, new, real, ALWAYS: tl.constexpr):
     """Entries without the oldest, the new one behind; unchanged where ``real`` is false."""
     longer = entries + (new,)
     pushed = longer[1:]
@@ -44,13 +38,13 @@ def _push(entries, new, real, ALWAYS: tl.constexpr):
 
 
 @triton.jit
-def _row(ptr, at, stride, UNIT: tl.constexpr):
+def row_ptr(ptr, at, stride, UNIT: tl.constexpr):
     """Where row ``at`` begins; strides count in UNITs."""
     return ptr + at.to(tl.int64) * stride * UNIT
 
 
 @triton.jit
-def _rows(ptr, first, end, stride, cols, inside, UNIT: tl.constexpr, STEP: tl.constexpr):
+def load_rows(ptr, first, end, stride, cols, inside, UNIT: tl.constexpr, STEP: tl.constexpr):
     """STEP rows, as they are stored, the first of which, row ``first``, begins at ``ptr``; 0 from row ``end`` on."""
     rows = ()
     for i in tl.static_range(STEP):
@@ -59,7 +53,7 @@ def _rows(ptr, first, end, stride, cols, inside, UNIT: tl.constexpr, STEP: tl.co
 
 
 @triton.jit
-def _codes(run_ptr, first, end, STEP: tl.constexpr, HAS_RUN: tl.constexpr):
+def load_codes(run_ptr, first, end, STEP: tl.constexpr, HAS_RUN: tl.constexpr):
     """The codes (``encode_runs``) of STEP tokens from ``first`` on; 0 without documents and from ``end`` on."""
     codes = ()
     for i in tl.static_range(STEP):
@@ -69,7 +63,7 @@ def _codes(run_ptr, first, end, STEP: tl.constexpr, HAS_RUN: tl.constexpr):
 
 
 @triton.jit
-def _mixed(codes, runs, STEP: tl.constexpr):
+def is_mixed(codes, runs, STEP: tl.constexpr):
     """Whether there is padding, or more than one run, among the next tokens and the window."""
     mixed = codes[0] < 0
     for i in tl.static_range(1, STEP):
@@ -80,7 +74,7 @@ def _mixed(codes, runs, STEP: tl.constexpr):
 
 
 @triton.jit
-def _window(
+def load_window(
     x_ptr, initial_ptr, run_ptr, link_ptr, end, x_l, cols, inside,
     C: tl.constexpr, W: tl.constexpr, UNIT: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_RUN: tl.constexpr,
 ):  # fmt: skip
@@ -94,7 +88,7 @@ def _window(
         if HAS_RUN:
             at = tl.load(link_ptr + i)
             run = tl.load(run_ptr + at, mask=at >= 0, other=0)
-        row = tl.load(_row(x_ptr, at, x_l, UNIT) + cols, mask=inside & (at >= 0), other=0.0).to(tl.float32)
+        row = tl.load(row_ptr(x_ptr, at, x_l, UNIT) + cols, mask=inside & (at >= 0), other=0.0).to(tl.float32)
         if HAS_INITIAL:
             earlier = tl.load(initial_ptr + (at + W - 1) * C + cols, mask=inside & (at < 0), other=0.0)
             row = tl.where(at < 0, earlier.to(tl.float32), row)
@@ -105,7 +99,7 @@ def _window(
 
 
 @triton.jit
-def _parameters(w_ptr, bias_ptr, w_c, w_k, cols, inside, W: tl.constexpr, HAS_BIAS: tl.constexpr):
+def load_parameters(w_ptr, bias_ptr, w_c, w_k, cols, inside, W: tl.constexpr, HAS_BIAS: tl.constexpr):
     """W rows of weights, oldest tap first, and the bias, in fp32."""
     weights = ()
     for i in tl.static_range(W):
@@ -117,7 +111,7 @@ def _parameters(w_ptr, bias_ptr, w_c, w_k, cols, inside, W: tl.constexpr, HAS_BI
 
 
 @triton.jit
-def _seen(runs, rows, run, HAS_RUN: tl.constexpr):
+def seen_rows(runs, rows, run, HAS_RUN: tl.constexpr):
     """The rows of the window as a token of this run sees them: 0 where they are another's (they may be infinite)."""
     seen = rows
     if HAS_RUN:
@@ -128,7 +122,7 @@ def _seen(runs, rows, run, HAS_RUN: tl.constexpr):
 
 
 @triton.jit
-def _convolve(weights, bias, seen, x, W: tl.constexpr):
+def convolve(weights, bias, seen, x, W: tl.constexpr):
     total = bias + weights[W - 1] * x
     for i in tl.static_range(W - 1):
         total += weights[i] * seen[i]
@@ -143,13 +137,13 @@ def _output(
     """Write one token's output; the window behind it."""
     x = x.to(tl.float32)
     run = run_of(code)
-    y = _convolve(weights, bias, _seen(runs, rows, run, HAS_RUN), x, W)
+    y = convolve(weights, bias, seen_rows(runs, rows, run, HAS_RUN), x, W)
     if SILU:
         y = y * sigmoid(y)
     if HAS_RUN:
         y = tl.where(code >= 0, y, 0.0)
     tl.store(y_row + cols, y, mask=inside)
-    return _push(runs, run, code >= 0, not HAS_RUN), _push(rows, x, code >= 0, not HAS_RUN)
+    return push(runs, run, code >= 0, not HAS_RUN), push(rows, x, code >= 0, not HAS_RUN)
 
 
 @triton.jit
@@ -184,22 +178,22 @@ def _forward(
     initial_ptr += batch * (W - 1) * C
     run_ptr += batch * length
     link_ptr += (batch * (segments + 1) + index) * (W - 1)
-    weights, bias = _parameters(w_ptr, bias_ptr, w_c, w_k, cols, inside, W, HAS_BIAS)
-    _, runs, rows = _window(
+    weights, bias = load_parameters(w_ptr, bias_ptr, w_c, w_k, cols, inside, W, HAS_BIAS)
+    _, runs, rows = load_window(
         x_ptr, initial_ptr, run_ptr, link_ptr, first, x_l, cols, inside, C, W, UNIT, HAS_INITIAL, HAS_RUN
     )
     steps = (last - first) // STEP
     whole = first + steps * STEP
-    x_row, y_row = _row(x_ptr, first, x_l, UNIT), _row(y_ptr, first, y_l, UNIT)
-    xs = _rows(x_row, first, last, x_l, cols, inside, UNIT, STEP)
-    codes = _codes(run_ptr, first, last, STEP, HAS_RUN)
+    x_row, y_row = row_ptr(x_ptr, first, x_l, UNIT), row_ptr(y_ptr, first, y_l, UNIT)
+    xs = load_rows(x_row, first, last, x_l, cols, inside, UNIT, STEP)
+    codes = load_codes(run_ptr, first, last, STEP, HAS_RUN)
     for step in tl.range(0, steps):
         start = first + step * STEP
         x_row += x_l * (STEP * UNIT)
-        next_xs = _rows(x_row, start + STEP, last, x_l, cols, inside, UNIT, STEP)
-        next_codes = _codes(run_ptr, start + STEP, last, STEP, HAS_RUN)
+        next_xs = load_rows(x_row, start + STEP, last, x_l, cols, inside, UNIT, STEP)
+        next_codes = load_codes(run_ptr, start + STEP, last, STEP, HAS_RUN)
         if HAS_RUN and W > 1:  # W 1 has no window, and Triton no branch without a result
-            if _mixed(codes, runs, STEP):
+            if is_mixed(codes, runs, STEP):
                 runs, rows = _outputs(
                     y_row, y_l, codes, xs, runs, rows, weights, bias, cols, inside, W, UNIT, STEP, SILU, True
                 )
@@ -216,223 +210,24 @@ def _forward(
         y_row += y_l * (STEP * UNIT)
     for rest in tl.range(0, last - whole):
         at = whole + rest
-        x = _rows(_row(x_ptr, at, x_l, UNIT), at, last, x_l, cols, inside, UNIT, 1)[0]
-        code = _codes(run_ptr, at, last, 1, HAS_RUN)[0]
+        x = load_rows(row_ptr(x_ptr, at, x_l, UNIT), at, last, x_l, cols, inside, UNIT, 1)[0]
+        code = load_codes(run_ptr, at, last, 1, HAS_RUN)[0]
         runs, rows = _output(
-            _row(y_ptr, at, y_l, UNIT), code, x, runs, rows, weights, bias, cols, inside, W, SILU, HAS_RUN
+            row_ptr(y_ptr, at, y_l, UNIT), code, x, runs, rows, weights, bias, cols, inside, W, SILU, HAS_RUN
         )
     if index == segments - 1:
         final_ptr += batch * (W - 1) * C
-        _, runs, rows = _window(
+        _, runs, rows = load_window(
             x_ptr, initial_ptr, run_ptr, link_ptr + (W - 1), length, x_l, cols, inside,
             C, W, UNIT, HAS_INITIAL, HAS_RUN,
         )  # fmt: skip
         if W > 1:
-            rows = _seen(runs, rows, runs[W - 2], HAS_RUN)
+            rows = seen_rows(runs, rows, runs[W - 2], HAS_RUN)
         for i in tl.static_range(W - 1):
             tl.store(final_ptr + i * C + cols, rows[i], mask=inside)
 
 
-@triton.jit
-def _before_silu(gy, seen, x, weights, bias, W: tl.constexpr, SILU: tl.constexpr):
-    """The gradient of one token's convolution before silu."""
-    g = gy.to(tl.float32)
-    if SILU:
-        total = _convolve(weights, bias, seen, x, W)
-        gate = sigmoid(total)
-        g = g * gate * (1.0 + total * (1.0 - gate))
-    return g
-
-
-@triton.jit
-def _spread(g, weights, runs, sums, run, W: tl.constexpr, HAS_RUN: tl.constexpr):
-    """Sums of the window's rows, with what a token's gradient ``g`` adds to them, and its own behind them."""
-    more = ()
-    for i in tl.static_range(W - 1):
-        total = sums[i] + weights[i] * g
-        if HAS_RUN:
-            total = tl.where(runs[i] == run, total, sums[i])
-        more = more + (total,)
-    return more + (weights[W - 1] * g,)
-
-
-@triton.jit
-def _move_on(spread, sums, real, W: tl.constexpr, ALWAYS: tl.constexpr):
-    """The sums that belong to the window once it has moved on; the old ones where it does not."""
-    kept = spread[1:]
-    if not ALWAYS:
-        kept = ()
-        for i in tl.static_range(W - 1):
-            kept = kept + (tl.where(real, spread[i + 1], sums[i]),)
-    return kept
-
-
-@triton.jit
-def _token_gradients(
-    dx_ptr, at, code, x, gy, places, runs, rows, sums, dws, db, weights, bias, first, dx_l, cols, inside,
-    W: tl.constexpr, UNIT: tl.constexpr, SILU: tl.constexpr, HAS_RUN: tl.constexpr,
-):  # fmt: skip
-    """Work off one token of the segment; the oldest row of the window is complete and goes out. Padding gets 0."""
-    real = code >= 0
-    run = run_of(code)
-    x = x.to(tl.float32)
-    if HAS_RUN:
-        x = tl.where(real, x, 0.0)
-    rows = _seen(runs, rows, run, HAS_RUN)  # nothing that follows sees the rows of earlier documents either
-    g = _before_silu(gy, rows, x, weights, bias, W, SILU)
-    if HAS_RUN:
-        g = tl.where(real, g, 0.0)
-    more = ()
-    for i in tl.static_range(W - 1):
-        more = more + (dws[i] + g * rows[i],)
-    more = more + (dws[W - 1] + g * x,)
-    spread = _spread(g, weights, runs, sums, run, W, HAS_RUN)
-    place = (places + (at,))[0]
-    value = spread[0]
-    if HAS_RUN:
-        place = tl.where(real, place, at)
-        value = tl.where(real, value, 0.0)
-    tl.store(_row(dx_ptr, place, dx_l, UNIT) + cols, value, mask=inside & (place >= first))
-    return (
-        _push(places, at, real, not HAS_RUN),
-        _push(runs, run, real, not HAS_RUN),
-        _push(rows, x, real, not HAS_RUN),
-        _move_on(spread, sums, real, W, not HAS_RUN),
-        more,
-        db + g,
-    )
-
-
-@triton.jit
-def _behind_border(
-    x_ptr, gy_ptr, gf_ptr, run_ptr, after_ptr, out_ptr, border, lowest, length, places, runs, rows, sums,
-    weights, bias, x_l, gy_l, out_l, cols, inside,
-    C: tl.constexpr, W: tl.constexpr, UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, SILU: tl.constexpr,
-    HAS_RUN: tl.constexpr, COPIED: tl.constexpr,
-):  # fmt: skip
-    """Complete the rows that are in the window at a border, and write those from position ``lowest`` on.
-
-    The real tokens behind the border are worked off, as many as there are of W - 1. Where they run out, the window is
-    the final tail. If COPIED, gy_ptr points to a copy of the rows behind this border.
-    """
-    more = border < length
-    for j in tl.static_range(W - 1):
-        at = border + j
-        if HAS_RUN:
-            at = tl.load(after_ptr + j)
-        more = at < length
-        x = _rows(_row(x_ptr, at, x_l, UNIT), at, length, x_l, cols, inside, UNIT, 1)[0].to(tl.float32)
-        gy_row = gy_ptr + j * C if COPIED else _row(gy_ptr, at, gy_l, UNIT)
-        gy = _rows(gy_row, at, length, gy_l, cols, inside, UNIT, 1)[0]
-        run = _codes(run_ptr, at, length, 1, HAS_RUN)[0]
-        g = tl.where(more, _before_silu(gy, _seen(runs, rows, run, HAS_RUN), x, weights, bias, W, SILU), 0.0)
-        spread = _spread(g, weights, runs, sums, run, W, HAS_RUN)
-        mask = inside & more & (places[0] >= lowest) & (places[0] < border)
-        tl.store(_row(out_ptr, places[0], out_l, OUT_UNIT) + cols, spread[0], mask=mask)
-        places = _push(places, at, more, False)
-        runs = _push(runs, run, more, False)
-        rows = _push(rows, x, more, False)
-        sums = _move_on(spread, sums, more, W, False)
-    for i in tl.static_range(W - 1):
-        gradient = tl.load(gf_ptr + i * C + cols, mask=inside, other=0.0).to(tl.float32)
-        if HAS_RUN:
-            gradient = tl.where(runs[i] == runs[W - 2], gradient, 0.0)
-        mask = inside & (not more) & (places[i] >= lowest) & (places[i] < border)
-        tl.store(_row(out_ptr, places[i], out_l, OUT_UNIT) + cols, sums[i] + gradient, mask=mask)
-
-
-@triton.jit(do_not_specialize=["length", "segment", "segments", "x_b", "x_l", "gy_b", "gy_l", "dx_b", "dx_l"])
-def _backward(
-    x_ptr, gy_ptr, gf_ptr, w_ptr, bias_ptr, initial_ptr, run_ptr, link_ptr, after_ptr, behind_ptr,
-    dx_ptr, ds_ptr, sum_ptr,
-    length, segment, segments, x_b, x_l, gy_b, gy_l, w_c, w_k, dx_b, dx_l,
-    C: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, UNIT: tl.constexpr,
-    SILU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_RUN: tl.constexpr,
-    COPIED: tl.constexpr,
-):  # fmt: skip
-    BLOCKS: tl.constexpr = (C + BLOCK - 1) // BLOCK
-    part, index = tl.program_id(0) % BLOCKS, (tl.program_id(0) // BLOCKS) % segments
-    batch = (tl.program_id(0) // BLOCKS // segments).to(tl.int64)
-    first = index * segment
-    last = tl.minimum(first + segment, length)
-    cols = part * BLOCK + tl.arange(0, BLOCK)
-    inside = cols < C
-    x_l, gy_l, dx_l = x_l.to(tl.int64), gy_l.to(tl.int64), dx_l.to(tl.int64)
-    x_ptr += batch * x_b * UNIT
-    gy_ptr += batch * gy_b * UNIT
-    dx_ptr += batch * dx_b * UNIT
-    gf_ptr += batch * (W - 1) * C
-    ds_ptr += batch * (W - 1) * C
-    initial_ptr += batch * (W - 1) * C
-    run_ptr += batch * length
-    link_ptr += (batch * (segments + 1) + index) * (W - 1)
-    after_ptr += (batch * (segments + 1) + index) * (W - 1)
-    sum_ptr += (batch * segments + index) * (W + 1) * C
-    behind_ptr = behind_ptr + (batch * (segments + 1) + index) * (W - 1) * C if COPIED else gy_ptr
-    weights, bias = _parameters(w_ptr, bias_ptr, w_c, w_k, cols, inside, W, HAS_BIAS)
-    places, runs, rows = _window(
-        x_ptr, initial_ptr, run_ptr, link_ptr, first, x_l, cols, inside, C, W, UNIT, HAS_INITIAL, HAS_RUN
-    )
-    db = tl.zeros((BLOCK,), tl.float32)
-    sums = ()
-    dws = (db,)
-    for _ in tl.static_range(W - 1):
-        sums = sums + (db,)
-        dws = dws + (db,)
-    if index == 0:
-        _behind_border(
-            x_ptr, behind_ptr, gf_ptr, run_ptr, after_ptr, ds_ptr + (W - 1) * C, first, 1 - W, length,
-            places, runs, rows, sums, weights, bias, x_l, gy_l, C, cols, inside, C, W, UNIT, 1, SILU, HAS_RUN, COPIED,
-        )  # fmt: skip
-    steps = (last - first) // STEP
-    whole = first + steps * STEP
-    x_row, gy_row = _row(x_ptr, first, x_l, UNIT), _row(gy_ptr, first, gy_l, UNIT)
-    xs = _rows(x_row, first, last, x_l, cols, inside, UNIT, STEP)
-    gys = _rows(gy_row, first, last, gy_l, cols, inside, UNIT, STEP)
-    codes = _codes(run_ptr, first, last, STEP, HAS_RUN)
-    for step in tl.range(0, steps):
-        start = first + step * STEP
-        x_row += x_l * (STEP * UNIT)
-        gy_row += gy_l * (STEP * UNIT)
-        next_xs = _rows(x_row, start + STEP, last, x_l, cols, inside, UNIT, STEP)
-        next_gys = _rows(gy_row, start + STEP, last, gy_l, cols, inside, UNIT, STEP)
-        next_codes = _codes(run_ptr, start + STEP, last, STEP, HAS_RUN)
-        if HAS_RUN and _mixed(codes, runs, STEP):
-            for i in tl.static_range(STEP):
-                places, runs, rows, sums, dws, db = _token_gradients(
-                    dx_ptr, start + i, codes[i], xs[i], gys[i], places, runs, rows, sums, dws, db, weights, bias,
-                    first, dx_l, cols, inside, W, UNIT, SILU, True,
-                )  # fmt: skip
-        else:
-            for i in tl.static_range(STEP):
-                places, runs, rows, sums, dws, db = _token_gradients(
-                    dx_ptr, start + i, codes[i], xs[i], gys[i], places, runs, rows, sums, dws, db, weights, bias,
-                    first, dx_l, cols, inside, W, UNIT, SILU, False,
-                )  # fmt: skip
-        xs = next_xs
-        gys = next_gys
-        codes = next_codes
-    for rest in tl.range(0, last - whole):
-        at = whole + rest
-        x = _rows(_row(x_ptr, at, x_l, UNIT), at, last, x_l, cols, inside, UNIT, 1)[0]
-        gy = _rows(_row(gy_ptr, at, gy_l, UNIT), at, last, gy_l, cols, inside, UNIT, 1)[0]
-        code = _codes(run_ptr, at, last, 1, HAS_RUN)[0]
-        places, runs, rows, sums, dws, db = _token_gradients(
-            dx_ptr, at, code, x, gy, places, runs, rows, sums, dws, db, weights, bias,
-            first, dx_l, cols, inside, W, UNIT, SILU, HAS_RUN,
-        )  # fmt: skip
-    for i in tl.static_range(W):
-        tl.store(sum_ptr + i * C + cols, dws[i], mask=inside)
-    tl.store(sum_ptr + W * C + cols, db, mask=inside)
-    if COPIED:
-        behind_ptr += (W - 1) * C
-    _behind_border(
-        x_ptr, behind_ptr, gf_ptr, run_ptr, after_ptr + (W - 1), dx_ptr, last, first, length,
-        places, runs, rows, sums, weights, bias, x_l, gy_l, dx_l, cols, inside, C, W, UNIT, UNIT, SILU, HAS_RUN, COPIED,
-    )  # fmt: skip
-
-
-def _links(codes: Tensor, width: int, segment: int) -> tuple[Tensor, Tensor]:
+def links(codes: Tensor, width: int, segment: int) -> tuple[Tensor, Tensor]:
     """The width - 1 real tokens before and behind each border of segments, (b, borders, width - 1) int32, oldest first.
 
     Where too few real tokens come before, the last rows of the initial state stand for them; l stands for too few
@@ -449,25 +244,14 @@ def _links(codes: Tensor, width: int, segment: int) -> tuple[Tensor, Tensor]:
     return torch.where(before > 0, found_before, before - 1).contiguous(), after.contiguous()
 
 
-def _copy_behind(rows: Tensor, after: Tensor | None, width: int, segment: int) -> Tensor:
-    """Of rows (b, l, c) the width - 1 behind each border of segments, (b, borders, width - 1, c); for ``after`` see
-    :func:`_links`. Behind the end stands the last row, which nobody reads."""
-    b, l, _ = rows.shape
-    if after is None:
-        borders = torch.arange(0, l + segment, segment, device=rows.device)
-        after = borders[:, None] + torch.arange(width - 1, device=rows.device)
-        return rows[:, after.clamp(max=l - 1)].contiguous()
-    return rows[torch.arange(b, device=rows.device)[:, None, None], after.clamp(max=l - 1)].contiguous()
-
-
-def _segment(direction: str, b: int, l: int, c: int) -> int:
+def segment_length(direction: str, b: int, l: int, c: int) -> int:
     """Tokens of a program."""
     wanted = max(1, PROGRAMS[direction] // (b * triton.cdiv(c, BLOCK)))
     step, (fewest, most) = STEP[direction], SEGMENT[direction]
     return triton.cdiv(min(max(fewest, triton.cdiv(l, wanted)), most), step) * step
 
 
-def _strides(*tensors: Tensor) -> tuple[list[int], int]:
+def row_strides(*tensors: Tensor) -> tuple[list[int], int]:
     """Batch and row strides of (b, l, c) tensors, in a unit that divides them all.
 
     Triton looks for multiples of 16 only; rows of 8 bf16 numbers are aligned as well.
@@ -498,67 +282,23 @@ def forward(
     x = inner_contiguous(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     final = torch.empty(b, width - 1, c, dtype=torch.float32, device=x.device)
-    segment = _segment("forward", b, l, c)
+    segment = segment_length("forward", b, l, c)
     segments = triton.cdiv(l, segment)
     codes = link = weight
     if seq_idx is not None:
         codes = encode_runs(seq_idx)
-        link, _ = _links(codes, width, segment)
-    strides, unit = _strides(x, y)
+        link, _ = links(codes, width, segment)
+    strides, unit = row_strides(x, y)
     _forward[(b * segments * triton.cdiv(c, BLOCK),)](
         x, weight, weight if bias is None else bias.contiguous(),
         weight if initial_state is None else initial_state.contiguous(), codes, link, y, final,
         l, segment, segments, *strides[:2], *weight.stride(), *strides[2:],
-        **_options("forward", c, width, unit, activation, bias, initial_state, seq_idx),
+        **options("forward", c, width, unit, activation, bias, initial_state, seq_idx),
     )  # fmt: skip
     return y, final
 
 
-@on_device_of_first
-def backward(
-    grad_y: Tensor,
-    grad_final: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    seq_idx: Tensor | None,
-    activation: bool,
-    dx: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (in its dtype), and of weight, bias and the initial state in float32.
-
-    ``dx`` (b, l, c) takes the first where it is given: any floating dtype, last stride 1. It may be ``grad_y``, and
-    overlaps nothing else.
-    """
-    b, l, c = x.shape
-    width = weight.shape[1]
-    x, grad_y = inner_contiguous(x), inner_contiguous(grad_y)
-    if dx is None:
-        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    ds = torch.empty(b, width - 1, c, dtype=torch.float32, device=x.device)
-    segment = _segment("backward", b, l, c)
-    segments = triton.cdiv(l, segment)
-    sums = torch.empty(b * segments, width + 1, c, dtype=torch.float32, device=x.device)
-    codes = link = after = behind = weight
-    if seq_idx is not None:
-        codes = encode_runs(seq_idx)
-        link, after = _links(codes, width, segment)
-    in_place = dx.data_ptr() == grad_y.data_ptr()
-    if in_place:
-        behind = _copy_behind(grad_y, None if seq_idx is None else after, width, segment)
-    strides, unit = _strides(x, grad_y, dx)
-    _backward[(b * segments * triton.cdiv(c, BLOCK),)](
-        x, grad_y, grad_final.contiguous(), weight, weight if bias is None else bias.contiguous(),
-        weight if initial_state is None else initial_state.contiguous(), codes, link, after, behind, dx, ds, sums,
-        l, segment, segments, *strides[:4], *weight.stride(), *strides[4:],
-        **_options("backward", c, width, unit, activation, bias, initial_state, seq_idx), COPIED=in_place,
-    )  # fmt: skip
-    total = sums.sum(0)
-    return dx, total[:width].t().contiguous(), total[width].clone(), ds
-
-
-def _options(
+def options(
     direction: str,
     c: int,
     width: int,

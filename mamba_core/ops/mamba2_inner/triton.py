@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mamba_core.ops.causal_conv1d import triton as conv_kernels
+from mamba_core.ops.causal_conv1d import triton_backward as conv_gradients
 from mamba_core.ops.gated_rms_norm import triton as norm_kernels
 from mamba_core.ops.ssd import triton as ssd_kernels
 from mamba_core.ops.ssd import triton_backward as ssd_gradients
@@ -110,7 +111,7 @@ def scan_backward(
     )
     d_dt.copy_(ddt)
     del x, B, C, xBC, ddt
-    _, dw, db, dconv = conv_kernels.backward(
+    _, dw, db, dconv = conv_gradients.backward(
         d_xBC, grad_conv, before, conv_weight, conv_bias, conv_state, seq_idx, True, dx=d_xBC
     )
     return dw, db, dA, dD, dbias, dconv, dssm
