@@ -161,6 +161,39 @@ def accumulate(sum_ptr, A_ptr, weight_ptr, passed, value, N, wide, padded, again
         tl.store(to_ptr + lanes, before + tl.sum(added, 0))
 
 
+@triton.jit
+def walk(
+    from_ptr, from_stride, to_ptr, to_stride, A_ptr, B_ptr, C_ptr, dt, dtx, new, N, wide, padded,
+    T: tl.constexpr, K: tl.constexpr, HAS_RUN: tl.constexpr, READ: tl.constexpr,
+):  # fmt: skip
+    """Take the states (n, block of channels) before a tile to those behind it; if READ, what C reads of them on the
+    way, (T, K, 32). dt and dt x: (T, K, 32); ``new`` (T, 1, 1): where a document begins."""
+    at, lanes = tl.arange(0, T), lanes_of(K)
+    rows = tl.arange(0, T)[:, None, None]
+    y = tl.zeros((T, K, 32), tl.float32)
+    next_A, next_state = tl.load(A_ptr + lanes), tl.load(from_ptr + lanes)
+    next_B, next_C = tl.load(B_ptr + at), tl.load(C_ptr + at)
+    for n in tl.range(0, N, num_stages=1):
+        A, state, B, C = next_A, next_state, next_B, next_C
+        A_ptr, from_ptr = advance(A_ptr, n, N, wide), advance(from_ptr, n, N, from_stride)
+        B_ptr, C_ptr = advance(B_ptr, n, N, padded), advance(C_ptr, n, N, padded)
+        next_A, next_state = tl.load(A_ptr + lanes), tl.load(from_ptr + lanes)
+        next_B, next_C = tl.load(B_ptr + at), tl.load(C_ptr + at)
+        decay = tl.exp2(dt * A[None])
+        if HAS_RUN:
+            decay = tl.where(new, 0.0, decay)
+        add = dtx * B.to(tl.float32)[:, None, None]
+        states = add
+        for t in tl.static_range(T):
+            state = take(decay, rows, t) * state + take(add, rows, t)
+            states = put(states, state, rows, t)
+        tl.store(to_ptr + lanes, state)
+        to_ptr += to_stride
+        if READ:
+            y += C.to(tl.float32)[:, None, None] * states
+    return y
+
+
 @triton.jit(do_not_specialize=["length", "N", "B_b", "B_l", "B_g", "C_b", "C_l", "C_g", "half"])
 def _transpose(
     B_ptr, C_ptr, run_ptr, out_ptr, length, N, groups, padded, half, B_b, B_l, B_g, C_b, C_l, C_g,
@@ -295,7 +328,6 @@ def _outputs(
     enter_ptr += (index + batch) * N * wide + lane
     local_ptr += index * N * wide + lane
     A_ptr += lane
-    rows = tl.arange(0, T)[:, None, None]
     for tile in tl.range(0, (last - first + T - 1) // T, num_stages=1):
         start = tl.multiple_of(first + tile * T, T)
         there, here, whole = where_here(start, length, run_ptr, inside, T, EVEN, HAS_RUN)
@@ -303,32 +335,16 @@ def _outputs(
         dt = time_steps(raw, low, high, here, SOFTPLUS, CLAMP)
         x = load_tile(x_ptr + start * x_l, x_l, here, whole, T, K)
         dtx = dt * x
+        new = dt
         if HAS_RUN:
             at = start + tl.arange(0, T)
             new = (run_at(run_ptr, at, length) != run_at(run_ptr, at - 1, length))[:, None, None]
-        y = tl.zeros((T, K, 32), tl.float32)
         before_ptr = enter_ptr if tile == 0 else local_ptr
-        rate_ptr, to_ptr, read_ptr, write_ptr = A_ptr, local_ptr, B_ptr + start, C_ptr + start
         tl.debug_barrier()  # the states that are read below were written at the tile before
-        next_A, next_state = tl.load(rate_ptr + lanes), tl.load(before_ptr + lanes)
-        next_B, next_C = tl.load(read_ptr + tl.arange(0, T)), tl.load(write_ptr + tl.arange(0, T))
-        for n in tl.range(0, N, num_stages=1):
-            A, state, B, C = next_A, next_state, next_B, next_C
-            rate_ptr, before_ptr = advance(rate_ptr, n, N, wide), advance(before_ptr, n, N, wide)
-            read_ptr, write_ptr = advance(read_ptr, n, N, padded), advance(write_ptr, n, N, padded)
-            next_A, next_state = tl.load(rate_ptr + lanes), tl.load(before_ptr + lanes)
-            next_B, next_C = tl.load(read_ptr + tl.arange(0, T)), tl.load(write_ptr + tl.arange(0, T))
-            decay = tl.exp2(dt * A[None])
-            if HAS_RUN:
-                decay = tl.where(new, 0.0, decay)
-            add = dtx * B.to(tl.float32)[:, None, None]
-            states = add
-            for t in tl.static_range(T):
-                state = take(decay, rows, t) * state + take(add, rows, t)
-                states = put(states, state, rows, t)
-            tl.store(to_ptr + lanes, state)
-            to_ptr += wide
-            y += C.to(tl.float32)[:, None, None] * states
+        y = walk(
+            before_ptr, wide, local_ptr, wide, A_ptr, B_ptr + start, C_ptr + start, dt, dtx, new, N, wide, padded,
+            T, K, HAS_RUN, True,
+        )  # fmt: skip
         if HAS_D:
             y += tl.load(D_ptr + col + lanes, mask=inside, other=0.0).to(tl.float32)[None] * x
         if HAS_Z:

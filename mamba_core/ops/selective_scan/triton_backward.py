@@ -45,6 +45,7 @@ from mamba_core.ops.selective_scan.triton import (
     take,
     time_steps,
     transpose,
+    walk,
     where_here,
     widen_,
 )
@@ -185,36 +186,18 @@ def _gradients(
             raw = load_tile(dt_ptr + start * dt_l + col, dt_l, here, whole, T, K) + bias
             dt = time_steps(raw, low, high, here, SOFTPLUS, CLAMP)
             dtx = dt * load_tile(x_ptr + start * x_l + col, x_l, here, whole, T, K)
+            new = dt
             if HAS_RUN:
                 at = start + tl.arange(0, T)
                 new = (run_at(run_ptr, at, length) != run_at(run_ptr, at - 1, length))[:, None, None]
-            y = tl.zeros((T, K, 32), tl.float32)
-            rate_ptr, read_ptr, write_ptr = A_ptr + lane, B_ptr + start, C_ptr + start
             from_ptr, stride = enter_ptr + lane, wide
             if tile > 0:
                 from_ptr, stride = border_ptr + (tile - 1) * N * (32 * K), 32 * K
-            to_ptr = border_ptr + tile * N * (32 * K)
             tl.debug_barrier()
-            next_A, next_state = tl.load(rate_ptr + lanes), tl.load(from_ptr + lanes)
-            next_B, next_C = tl.load(read_ptr + tl.arange(0, T)), tl.load(write_ptr + tl.arange(0, T))
-            for n in tl.range(0, N, num_stages=1):
-                A, state, B, C = next_A, next_state, next_B, next_C
-                rate_ptr, from_ptr = advance(rate_ptr, n, N, wide), advance(from_ptr, n, N, stride)
-                read_ptr, write_ptr = advance(read_ptr, n, N, padded), advance(write_ptr, n, N, padded)
-                next_A, next_state = tl.load(rate_ptr + lanes), tl.load(from_ptr + lanes)
-                next_B, next_C = tl.load(read_ptr + tl.arange(0, T)), tl.load(write_ptr + tl.arange(0, T))
-                decay = tl.exp2(dt * A[None])
-                if HAS_RUN:
-                    decay = tl.where(new, 0.0, decay)
-                add = dtx * B.to(tl.float32)[:, None, None]
-                states = add
-                for t in tl.static_range(T):
-                    state = take(decay, rows, t) * state + take(add, rows, t)
-                    states = put(states, state, rows, t)
-                tl.store(to_ptr + lanes, state)
-                to_ptr += 32 * K
-                if HAS_Z:
-                    y += C.to(tl.float32)[:, None, None] * states
+            y = walk(
+                from_ptr, stride, border_ptr + tile * N * (32 * K), 32 * K, A_ptr + lane, B_ptr + start, C_ptr + start,
+                dt, dtx, new, N, wide, padded, T, K, HAS_RUN, HAS_Z,
+            )  # fmt: skip
             if HAS_Z:
                 x = load_tile(x_ptr + start * x_l + col, x_l, here, whole, T, K)
                 gy = load_tile(gy_ptr + start * gy_l + col, gy_l, here, whole, T, K)
