@@ -105,12 +105,11 @@ def scan_backward(
     _, d_xBC, d_dt = columns.split(grads)
     xBC, _ = conv_kernels.forward(before, conv_weight, conv_bias, conv_state, seq_idx, True)
     x, B, C = columns.operands(xBC)
-    into = columns.operands(d_xBC)
-    _, ddt, dA, _, _, dD, dbias, dssm = ssd_gradients.backward(
-        into[0], grad_ssm, x, dt, A, B, C, D, dt_bias, seq_idx, enter, True, limit, into=into
+    dx, dB, dC = columns.operands(d_xBC)
+    _, _, dA, _, _, dD, dbias, dssm = ssd_gradients.backward(
+        dx, grad_ssm, x, dt, A, B, C, D, dt_bias, seq_idx, enter, True, limit, into=(dx, d_dt, dB, dC)
     )
-    d_dt.copy_(ddt)
-    del x, B, C, xBC, ddt
+    del x, B, C, xBC
     _, dw, db, dconv = conv_gradients.backward(
         d_xBC, grad_conv, before, conv_weight, conv_bias, conv_state, seq_idx, True, dx=d_xBC
     )

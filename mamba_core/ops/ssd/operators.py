@@ -146,7 +146,7 @@ def ssd_triton_backward(
     dx, ddt, dA, dB, dC, dD, dbias, dstate = triton_backward.backward(
         grad_y, grad_final, x, dt, A, B, C, D, dt_bias, seq_idx, enter, dt_softplus, limit
     )
-    return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype), dD, dbias, dstate
+    return dx, ddt, dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype), dD, dbias, dstate
 
 
 @ssd_triton_backward.register_fake

@@ -338,12 +338,12 @@ def backward(
     enter: Tensor,
     softplus: bool,
     limit: tuple[float, float],
-    into: tuple[Tensor, Tensor, Tensor] | None = None,
+    into: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, dt, A, B, C, D, dt_bias and the initial state, from the ``enter`` of ``triton.forward``.
 
-    Those of x, B and C are in x's dtype, the others in float32. ``into`` gives memory for the three, in their shapes,
-    strided but for the last dimension; the first of them may be ``grad_y``.
+    Those of x, B and C are in x's dtype, that of dt in its own, the others in float32. ``into`` gives memory for those
+    of x, dt, B and C, in their shapes, strided but for the last dimension of x, B and C; the first may be ``grad_y``.
     """
     b, l, h, p = x.shape
     g, n = B.shape[2:]
@@ -373,7 +373,7 @@ def backward(
 
     together = cut.heads_together(b, g, h // g, _PROGRAMS)
     parts = h // g // together
-    dx, dB, dC = (t.new_empty(t.shape) for t in (x, B, C)) if into is None else into
+    dx, ddt, dB, dC = (t.new_empty(t.shape) for t in (x, dt, B, C)) if into is None else into
     sums_B, sums_C = (
         t.unsqueeze(3) if parts == 1 else torch.empty(b, l, g, parts, n, dtype=work, device=device) for t in (dB, dC)
     )
@@ -415,5 +415,5 @@ def backward(
     if parts > 1:
         dB.copy_(sums_B.sum(3))
         dC.copy_(sums_C.sum(3))
-    ddt, dA, dbias = steps.backward(ends, wrote, direct, keep.sum(3) if cut.p_blocks > 1 else keep)
+    dA, dbias = steps.backward(ends, wrote, direct, keep.sum(3) if cut.p_blocks > 1 else keep, ddt)
     return dx, ddt, dA, dB, dC, dD.sum((0, 1)), dbias, leave[:, 0].transpose(-1, -2).contiguous()

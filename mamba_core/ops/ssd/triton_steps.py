@@ -60,7 +60,7 @@ def _steps(
 @triton.jit(do_not_specialize=["length", "chunks"])
 def _steps_backward(
     dt_ptr, A_ptr, bias_ptr, run_ptr, ends_ptr, written_ptr, direct_ptr, keep_ptr, ddt_ptr, dA_ptr, dbias_ptr,
-    length, chunks, heads, low, high, dt_b, dt_l, dt_h,
+    length, chunks, heads, low, high, dt_b, dt_l, dt_h, ddt_b, ddt_l, ddt_h,
     Q: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RUN: tl.constexpr,
 ):  # fmt: skip
     """Gradient of dt from what the log-decay of each token takes part in: reads at its place or later (``ends``),
@@ -90,7 +90,8 @@ def _steps_backward(
     if SOFTPLUS:
         ddt *= sigmoid(raw)
     ddt = tl.where(real & ~((free < low) | (free > high)), ddt, 0.0)  # the clamp lets nothing through outside
-    tl.store(ddt_ptr + (batch * length + at)[:, None] * heads + head[None, :], ddt, mask=here)
+    to = batch * ddt_b + at[:, None] * ddt_l + head.to(tl.int64)[None, :] * ddt_h
+    tl.store(ddt_ptr + to, ddt, mask=here)
     sums = (batch * chunks + chunk) * heads + head
     tl.store(dA_ptr + sums, tl.sum(tl.where(real, spans * step, 0.0), 0), mask=known)
     tl.store(dbias_ptr + sums, tl.sum(ddt, 0), mask=known)
@@ -136,17 +137,18 @@ class Steps:
             l, self.chunks, h, *limit, *dt.stride(), Q=q, HEADS=share, EXACT=exact, **self.flags,
         )  # fmt: skip
 
-    def backward(self, ends: Tensor, written: Tensor, direct: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of dt (b, l, h), A (h,) and dt_bias (h,), float32; see ``_steps_backward``."""
+    def backward(
+        self, ends: Tensor, written: Tensor, direct: Tensor, keep: Tensor, ddt: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Write the gradient of dt to ``ddt`` (b, l, h). Returns those of A (h,) and dt_bias (h,), float32."""
         dt, A = self.dt, self.A
         b, l, h = dt.shape
-        ddt = torch.empty(b, l, h, dtype=torch.float32, device=dt.device)
         dA = torch.empty(b, self.chunks, h, dtype=torch.float32, device=dt.device)
         dbias = torch.empty_like(dA)
         share, programs = _launch(h)
         _steps_backward[(b * self.chunks, programs)](
             dt, A, A if self.dt_bias is None else self.dt_bias, A if self.run is None else self.run,
             ends, written, direct, keep, ddt, dA, dbias,
-            l, self.chunks, h, *self.limit, *dt.stride(), Q=self.q, HEADS=share, **self.flags,
+            l, self.chunks, h, *self.limit, *dt.stride(), *ddt.stride(), Q=self.q, HEADS=share, **self.flags,
         )  # fmt: skip
-        return ddt, dA.sum((0, 1)), dbias.sum((0, 1))
+        return dA.sum((0, 1)), dbias.sum((0, 1))
