@@ -151,21 +151,31 @@ def chunk_states(
             tl.store(kept_ptr + slot, since)
 
 
-@triton.jit(do_not_specialize=["segments"])
+@triton.jit(do_not_specialize=["segments", "first_b", "first_h"])
 def _pass_states(
-    local_ptr, kept_ptr, enter_ptr, segments, heads, SIZE: tl.constexpr, BLOCK: tl.constexpr
+    local_ptr, kept_ptr, border_ptr, low_ptr, first_ptr, segments, heads, first_b, first_h, first_n, first_p,
+    P: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_FIRST: tl.constexpr, LOW: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """enter[0] holds the initial state; enter[s + 1] = kept[s] enter[s] + local[s], for one head of one row."""
-    batch, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """For one head of one row: border[0] = first, border[s + 1] = kept[s] border[s] + local[s]; REVERSE, from
+    border[segments] = first back to border[0]. If LOW, also in the dtype of low."""
+    batch, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     cols = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < SIZE
-    base = batch * (segments + 1) * heads + head
-    state = tl.load(enter_ptr + base * SIZE + cols, mask=mask, other=0.0)
-    for s in tl.range(0, segments):
-        slot = (batch * segments + s) * heads + head
-        kept = tl.load(kept_ptr + slot)
-        state = state * kept + tl.load(local_ptr + slot * SIZE + cols, mask=mask, other=0.0)
-        tl.store(enter_ptr + (base + (s + 1) * heads) * SIZE + cols, state, mask=mask)
+    state = tl.zeros((BLOCK,), tl.float32)
+    if HAS_FIRST:
+        first_ptr += batch * first_b + head * first_h
+        state = tl.load(first_ptr + cols // P * first_n + cols % P * first_p, mask=mask, other=0.0).to(tl.float32)
+    for k in tl.range(0, segments + 1):
+        place = segments - k if REVERSE else k
+        at = ((batch * (segments + 1) + place) * heads + head) * SIZE + cols
+        tl.store(border_ptr + at, state, mask=mask)
+        if LOW:
+            tl.store(low_ptr + at, state, mask=mask)
+        more = k < segments
+        slot = (batch * segments + (place - 1 if REVERSE else place)) * heads + head
+        kept = tl.load(kept_ptr + slot, mask=more, other=0.0)
+        state = state * kept + tl.load(local_ptr + slot * SIZE + cols, mask=mask & more, other=0.0)
 
 
 @triton.jit
@@ -324,12 +334,12 @@ def forward(
         *x.stride()[:3], *B.stride()[:3], **sizes, **flags, ENTERED=False, **cut.launch(LAUNCH["states"]),
     )  # fmt: skip
     enter = torch.empty(b, cut.segments + 1, h, n, p, dtype=torch.float32, device=x.device)
-    enter[:, 0] = 0 if initial_state is None else initial_state.transpose(-1, -2)
-    pass_states(_pass_states, local, kept, enter)
+    low = enter if x.dtype == torch.float32 else torch.empty(enter.shape, dtype=x.dtype, device=x.device)
+    pass_states(local, kept, initial_state, enter, low)
     y = torch.empty(b, l, h, p, dtype=x.dtype, device=x.device)
     together = cut.heads_together(b, g, h // g, _PROGRAMS)
     _outputs[(b * cut.chunks, h // together)](
-        x, B, C, A if D is None else D.contiguous(), *decays, states, since, enter.to(x.dtype), y,
+        x, B, C, A if D is None else D.contiguous(), *decays, states, since, low, y,
         l, cut.segment, cut.segments, cut.chunks, h, h // g, together,
         *x.stride()[:3], *B.stride()[:3], *C.stride()[:3], *y.stride()[:3],
         **sizes, **flags, HAS_D=D is not None, **cut.launch(LAUNCH["outputs"]),
@@ -337,8 +347,15 @@ def forward(
     return y, enter[:, -1].mT.clone(memory_format=torch.contiguous_format), enter
 
 
-def pass_states(kernel, local: Tensor, kept: Tensor, border: Tensor) -> None:
-    """Launch ``_pass_states``, or its mirror in the backward, over segments of states (b, segments, h, n, p)."""
+def pass_states(
+    local: Tensor, kept: Tensor, first: Tensor | None, border: Tensor, low: Tensor, reverse: bool = False
+) -> None:
+    """Fill ``border`` (b, segments + 1, h, n, p), and ``low`` where it is another tensor, from ``first`` (b, h, p, n)
+    and what each segment adds and keeps; backwards, from the last entry."""
     b, segments, h, n, p = local.shape
     block = min(256, power_of_two(n * p))
-    kernel[(b, h, -(-n * p // block))](local, kept, border, segments, h, SIZE=n * p, BLOCK=block, num_warps=2)
+    b_, h_, p_, n_ = (0, 0, 0, 0) if first is None else first.stride()
+    _pass_states[(b, h, -(-n * p // block))](
+        local, kept, border, low, local if first is None else first, segments, h, b_, h_, n_, p_,
+        P=p, SIZE=n * p, BLOCK=block, HAS_FIRST=first is not None, LOW=low is not border, REVERSE=reverse, num_warps=2,
+    )  # fmt: skip

@@ -1,7 +1,7 @@
 """Gradients of the state-space dual operation for GPUs, in Triton; what the forward kernels saw is recomputed.
 
 1. ``_segment_gradients``: the gradient that each segment sends to the state that enters it, from its own outputs alone.
-2. ``_pass_gradients``: the gradient of the state that leaves each segment, from the last to the first.
+2. ``pass_states``, backwards: the gradient of the state that leaves each segment.
 3. ``chunk_states``, ``_chunk_gradients``: the state that enters each chunk, the gradient of that which leaves it.
 4. ``_read_gradients``: chunk by chunk, what was read: C, and for each pair of tokens the gradient of its score.
 5. ``_write_gradients``: chunk by chunk, what was written: x and B.
@@ -108,21 +108,6 @@ def _segment_gradients(
     tl.store(local_ptr + slot * (N * P) + cols_n[:, None] * P + cols_p[None, :], grad, mask=inside)
     if part == 0:
         tl.store(kept_ptr + slot, kept)
-
-
-@triton.jit(do_not_specialize=["segments"])
-def _pass_gradients(local_ptr, kept_ptr, leave_ptr, segments, heads, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """leave[s + 1] is the gradient of the state behind segment s, leave[0] that of the initial state."""
-    batch, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    cols = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    mask = cols < SIZE
-    base = batch * (segments + 1) * heads + head
-    grad = tl.load(leave_ptr + (base + segments * heads) * SIZE + cols, mask=mask, other=0.0)
-    for k in tl.range(0, segments):
-        s = segments - 1 - k
-        slot = (batch * segments + s) * heads + head
-        grad = grad * tl.load(kept_ptr + slot) + tl.load(local_ptr + slot * SIZE + cols, mask=mask, other=0.0)
-        tl.store(leave_ptr + (base + s * heads) * SIZE + cols, grad, mask=mask)
 
 
 @triton.jit(do_not_specialize=["length", "slab", "slabs", "segment", "segments", "chunks_all", "chunks_slab"])
@@ -367,8 +352,7 @@ def backward(
         **sizes, **flags, **launch["segments"],
     )  # fmt: skip
     leave = torch.empty(b, cut.segments + 1, h, n, p, dtype=work, device=device)
-    leave[:, -1] = grad_final.transpose(-1, -2)
-    pass_states(_pass_gradients, local, kept, leave)
+    pass_states(local, kept, grad_final, leave, leave, reverse=True)
     del local, kept
 
     together = cut.heads_together(b, g, h // g, _PROGRAMS)
