@@ -19,11 +19,9 @@ fwdbwd is the sum of forward and backward.
 
 from typing import Any
 
-from benchmarks.jobs import Job
+from benchmarks.jobs import EXPAND, HEADDIM, LAYERS, STATE, WIDTH, Job
 
-EXPAND, HEADDIM, WIDTH, CHUNK = 2, 64, 4, 64
-STATE = {"mamba1": 16, "mamba2": 128}
-LAYERS = 24
+CHUNK = 64
 
 # mamba_ssm on one H100 80GB (torch 2.11.0+cu130, Triton 3.6.0) with its CUDA extension and causal_conv1d: the project's
 # field notes of November 2026, not measured by this benchmark. (case, batch, length) -> forward, forward + backward, ms

@@ -15,6 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import IO, Any
 
+EXPAND, HEADDIM, WIDTH = 2, 64, 4  # of the models that are measured, and of their floors
+STATE = {"mamba1": 16, "mamba2": 128}
+LAYERS = 24  # of the decode rows
 MARK = "@@ "  # begins each line that a worker means for the queue
 Message = dict[str, Any]
 

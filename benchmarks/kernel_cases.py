@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import peers
-from benchmarks.jobs import Job, Settings
+from benchmarks.jobs import EXPAND, HEADDIM, LAYERS, STATE, WIDTH, Job, Settings
 from mamba_core import BackboneConfig, CausalLM
 from mamba_core.mixers import Mamba1Config, Mamba2Config, Mixer
 from mamba_core.ops.causal_conv1d import causal_conv1d
@@ -23,9 +23,7 @@ from mamba_core.ops.gated_rms_norm import gated_rms_norm
 from mamba_core.ops.selective_scan import selective_scan
 from mamba_core.ops.ssd import ssd
 
-EXPAND, HEADDIM, WIDTH = 2, 64, 4
-STATE = {"mamba1": 16, "mamba2": 128}
-LAYERS, VOCABULARY = 24, 16  # of the decode rows
+VOCABULARY = 16  # of the decode rows
 L2_BYTES = 60 << 20  # H100 and H200: 50 and 60 MB
 KEPT_FP32 = ("A_log", "D", "dt_bias")
 Tensors = dict[str, Tensor]

@@ -1,7 +1,7 @@
 """This project's operations and layers on a GPU beside mamba_ssm's Triton kernels, attention, and the floor.
 
-    python benchmarks/kernels.py --mamba-ssm mamba_ssm-2.3.2 --json benchmarks/results/kernels_h200.json
-    python benchmarks/kernels.py --table benchmarks/results/kernels_h200.json --into README.md
+    python benchmarks/kernels.py --mamba-ssm mamba_ssm-2.3.2 --json benchmarks/results/kernels_h100.json
+    python benchmarks/kernels.py --table benchmarks/results/kernels_h100.json --into README.md
 
 All rows are eager (no CUDA graph, no torch.compile) but the decode rows that say "graph", for both sides. How calls
 are timed stands in worker.py, what is called in kernel_cases.py, the floors' formulas in floors.py, how mamba_ssm is

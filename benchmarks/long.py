@@ -1,6 +1,6 @@
 """Are a million and four million tokens right? Each operation and layer against itself in segments that pass state.
 
-    python benchmarks/long.py --json benchmarks/results/kernels_h200.json
+    python benchmarks/long.py --json benchmarks/results/kernels_h100.json
 
 d_model 1024, bf16, segments of 131,009 tokens: no border of a kernel's chunk is one of the whole call's. Outputs and
 final state at both lengths; gradients of every input, weight and

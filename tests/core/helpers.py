@@ -26,6 +26,11 @@ def pack(length: int, batch: int = 2) -> Tensor:
     return seq_idx
 
 
+def documents(length: int, packed: bool, batch: int = 2) -> Tensor | None:
+    """:func:`pack` on the GPU, or None."""
+    return pack(length, batch).to(DEVICE) if packed else None
+
+
 def ssd_inputs(batch: int, length: int, heads: int, headdim: int, groups: int, d_state: int) -> dict[str, Tensor]:
     """Random float64 arguments of ssd, all with gradients.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mamba_core.ops.causal_conv1d import causal_conv1d, triton, triton_backward
-from tests.core.helpers import assert_same, gradients, pack
+from tests.core.helpers import assert_same, gradients, pack, poisoned, strided
 
 CASES = [  # batch, length, channels, width, activation, tokens of a segment, leave out bias and state
     (2, 1, 6, 4, True, 32, False),
@@ -25,24 +25,12 @@ CASES = [  # batch, length, channels, width, activation, tokens of a segment, le
 ]
 
 
-def poisoned(*shape, **options) -> Tensor:  # type: ignore[no-untyped-def]
-    """torch.empty that is sure to hold nothing useful."""
-    return torch.full(shape[0] if isinstance(shape[0], (tuple, torch.Size)) else shape, float("nan"), **options)
-
-
 def inputs(batch: int, length: int, channels: int, width: int, plain: bool) -> dict[str, Tensor]:
     """Random float64 arguments, all with gradients."""
     shapes = {"x": (batch, length, channels), "weight": (channels, width)}
     if not plain:
         shapes |= {"bias": (channels,), "initial_state": (batch, width - 1, channels)}
     return {name: torch.randn(s, dtype=torch.float64, requires_grad=True) for name, s in shapes.items()}
-
-
-def strided(tensor: Tensor) -> Tensor:
-    """The same numbers as a slice of wider rows."""
-    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 11), float("nan"), dtype=tensor.dtype)
-    wide[..., 3 : 3 + tensor.shape[-1]] = tensor
-    return wide[..., 3 : 3 + tensor.shape[-1]]
 
 
 def assert_same_in_place(low: dict[str, Tensor], seq_idx: Tensor | None, activation: bool) -> None:
@@ -61,7 +49,6 @@ def assert_same_in_place(low: dict[str, Tensor], seq_idx: Tensor | None, activat
 def main() -> int:
     warnings.simplefilter("ignore", RuntimeWarning)  # masked-out lanes overflow in numpy
     torch.manual_seed(0)
-    triton.torch.empty = poisoned
     for batch, length, channels, width, activation, segment, plain in CASES:
         triton.SEGMENT = {"forward": (segment, segment), "backward": (segment, segment)}
         for packed in (False, True):
@@ -82,4 +69,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with poisoned():
+        sys.exit(main())

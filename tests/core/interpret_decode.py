@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mamba_core.ops import decode
-from tests.core.helpers import assert_same
+from tests.core.helpers import assert_same, poisoned
 from tests.core.steps import conv_step_arguments, mamba2_step_arguments, named, selective_scan_step_arguments
 
 MAMBA2 = [  # batch, heads, headdim, groups, d_state, width
@@ -27,17 +27,12 @@ CONV = [(2, 300, 4), (1, 70, 3), (3, 33, 2), (2, 5, 1)]  # batch, channels, widt
 LIMITS = ((0.0, float("inf")), (0.2, 0.8))
 
 
-def poisoned(*size: int, **options: object) -> Tensor:
-    """As torch.empty, but what a kernel leaves out shows."""
-    return torch.full(size, float("nan"), **options)  # type: ignore[call-overload]
-
-
 def compare(op: str, exact: dict[str, Tensor], **options: object) -> None:
     """The kernels in float32, functional and in place, against the reference."""
     function: Callable[..., tuple[Tensor, ...]] = getattr(decode, op)
     want = named(op, function(**exact, path="reference", **options))
     low = {n: t.float() if t.is_floating_point() else t.clone() for n, t in exact.items()}
-    with patch("torch.empty", poisoned):
+    with poisoned():
         got = named(op, function(**low, path="triton", **options))
         given = {n: low[n].clone() for n in got if n != "y"}
         again = named(op, function(**low | given, path="triton", in_place=True, **options))

@@ -9,7 +9,7 @@ import warnings
 import torch
 
 from mamba_core.ops.mamba2_inner import mamba2_inner
-from tests.core.helpers import assert_same, every_other, gradients, pack
+from tests.core.helpers import assert_same, every_other, gradients, pack, poisoned
 from tests.core.test_mamba2_inner import LIMITS, inner_arguments
 
 CASES = [  # batch, length, heads, headdim, groups, d_state, width; states are given
@@ -22,8 +22,6 @@ CASES = [  # batch, length, heads, headdim, groups, d_state, width; states are g
 def main() -> int:
     warnings.simplefilter("ignore", RuntimeWarning)  # masked-out lanes overflow in numpy
     torch.manual_seed(0)
-    empty = torch.empty
-    torch.empty = lambda *size, **options: empty(*size, **options).fill_(float("nan"))  # type: ignore[assignment]
     for index, (shape, states) in enumerate(CASES):
         for packed in (False, True):
             arguments = inner_arguments(*shape, states=states)
@@ -43,4 +41,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with poisoned():
+        sys.exit(main())

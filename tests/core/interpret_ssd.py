@@ -10,7 +10,7 @@ import warnings
 import torch
 
 from mamba_core.ops.ssd import ssd
-from tests.core.helpers import assert_same, every_other, gradients, pack, ssd_inputs
+from tests.core.helpers import assert_same, every_other, gradients, pack, poisoned, ssd_inputs
 
 SHAPES = [  # batch, length, heads, headdim, groups, d_state
     (2, 1, 2, 16, 1, 16),
@@ -42,4 +42,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with poisoned():
+        sys.exit(main())

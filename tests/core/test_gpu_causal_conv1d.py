@@ -12,7 +12,17 @@ from torch.utils.checkpoint import checkpoint
 
 from mamba_core.ops.causal_conv1d import causal_conv1d
 from tests.core import helpers
-from tests.core.helpers import assert_equal, assert_same, compare, gradients, large, leaves, pack, rounded, strided
+from tests.core.helpers import (
+    assert_equal,
+    assert_same,
+    compare,
+    documents,
+    gradients,
+    large,
+    leaves,
+    rounded,
+    strided,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -30,10 +40,6 @@ def inputs(
     }
     tensors = {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
     return rounded(tensors, dtype, ("x",))
-
-
-def documents(length: int, packed: bool, batch: int = 2) -> Tensor | None:
-    return pack(length, batch).to(helpers.DEVICE) if packed else None
 
 
 def check(low: dict[str, Tensor], seq_idx: Tensor | None = None, **options: object) -> dict[str, Tensor]:

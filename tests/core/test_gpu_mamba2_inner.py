@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from mamba_core.ops.causal_conv1d import triton_backward as conv_gradients
 from mamba_core.ops.mamba2_inner import mamba2_inner
 from tests.core import helpers
-from tests.core.helpers import assert_equal, assert_same, compare, gradients, leaves, pack, rounded
+from tests.core.helpers import assert_equal, assert_same, compare, documents, gradients, leaves, rounded
 from tests.core.test_mamba2_inner import LIMITS, inner_arguments
 
 pytestmark = pytest.mark.gpu
@@ -19,10 +19,6 @@ pytestmark = pytest.mark.gpu
 
 def inputs(length: int, dtype: torch.dtype = torch.float32, batch: int = 2, groups: int = 1) -> dict[str, Tensor]:
     return rounded(inner_arguments(batch, length, 8, 64, groups, 128, 4), dtype, ("projected",))
-
-
-def documents(length: int, packed: bool, batch: int = 2) -> Tensor | None:
-    return pack(length, batch).to(helpers.DEVICE) if packed else None
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -17,10 +17,10 @@ from tests.core.helpers import (
     assert_equal,
     assert_same,
     compare,
+    documents,
     gradients,
     large,
     leaves,
-    pack,
     rounded,
     ssd_inputs,
     strided,
@@ -35,10 +35,6 @@ HARD_CASES = ("fast decay", "huge steps", "threshold", "small steps", "long memo
 
 def inputs(length: int, dtype: torch.dtype = torch.float32, **sizes: int) -> dict[str, Tensor]:
     return rounded(ssd_inputs(**SIZES | sizes, length=length), dtype, ALONG_TIME)
-
-
-def documents(length: int, packed: bool, batch: int = 2) -> Tensor | None:
-    return pack(length, batch).to(helpers.DEVICE) if packed else None
 
 
 def check(low: dict[str, Tensor], seq_idx: Tensor | None = None, **options: object) -> dict[str, Tensor]:

@@ -35,11 +35,7 @@ class Columns:
         """x (b, l, h, p), B and C (b, l, g, n)."""
         wide = (self.channels - self.inner) // 2
         x, B, C = xBC.split([self.inner, wide, wide], dim=-1)
-        return self.by_head(x), B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1))
-
-    def by_head(self, x: Tensor) -> Tensor:
-        """(b, l, h p) as (b, l, h, p)."""
-        return x.unflatten(-1, (self.heads, -1))
+        return x.unflatten(-1, (self.heads, -1)), B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1))
 
 
 def forward(

@@ -24,7 +24,7 @@ from mamba_core.ops.kernels import encode_runs, inner_contiguous, on_device_of_f
 from mamba_core.ops.ssd.triton_steps import Steps
 
 _PROGRAMS = 1024  # aimed at: several for each multiprocessor of a large GPU
-LAUNCH = {  # found best on an H200 among those that change no digit
+LAUNCH = {  # found best on an H100 among those that change no digit
     "states": {"num_warps": 4, "num_stages": 2},
     "outputs": {"num_warps": 8, "num_stages": 3},
 }
