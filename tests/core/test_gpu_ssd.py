@@ -223,7 +223,7 @@ def test_compiles_whole() -> None:
     compiled = torch.compile(ssd, fullgraph=True)
     for seq_idx in (None, documents(70, True)):
         want, got = (gradients(f, low, seq_idx=seq_idx, path="triton") for f in (ssd, compiled))
-        assert_same(want, got, 1e-6)
+        assert_same(want, got, 1e-5)  # the gate is PyTorch's, and rounds in another way when compiled
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -400,10 +400,11 @@ def widen_(out: Tensor, state: Tensor | None, groups: int) -> None:
         out.unflatten(-1, (groups, -1))[..., :per_group].copy_(state.mT.unflatten(-1, (groups, -1)))
 
 
-def transpose(B: Tensor, C: Tensor, run: Tensor, has_run: bool, padded: int, dtype: torch.dtype) -> Tensor:
-    """B and C (b, l, g, n) as (2, b, g, n, padded); see the kernel."""
+def transpose(B: Tensor, C: Tensor, run: Tensor, has_run: bool, padded: int) -> Tensor:
+    """B and C (b, l, g, n) as (2, b, g, n, padded) in their dtype; see the kernel."""
     b, l, g, n = B.shape
     B, C = inner_contiguous(B), inner_contiguous(C)
+    dtype = B.dtype if B.dtype == C.dtype else torch.float32  # 16 bits: half the registers
     out = torch.empty(2, b, g, n, padded, dtype=dtype, device=B.device)
     block = min(64, max(16, triton.next_power_of_2(n)))
     _transpose[(b * padded // TOKENS, g, -(-n // block))](
@@ -441,8 +442,7 @@ def forward(
     x, dt = inner_contiguous(x), inner_contiguous(dt)
     gate = x if z is None else inner_contiguous(z)
     run = x if seq_idx is None else encode_runs(seq_idx)
-    dtype = B.dtype if B.dtype == C.dtype else torch.float32  # 16 bits: half the registers
-    weights = transpose(B, C, run, seq_idx is not None, cut.padded, dtype)
+    weights = transpose(B, C, run, seq_idx is not None, cut.padded)
     A2 = rates(A, g, cut.wide)
     local, total, enter = (
         torch.empty(b, *shape, dtype=torch.float32, device=x.device)

@@ -350,7 +350,7 @@ def backward(
     x, dt, gy = inner_contiguous(x), inner_contiguous(dt), inner_contiguous(grad_y)
     gate = x if z is None else inner_contiguous(z)
     run = x if seq_idx is None else encode_runs(seq_idx)
-    weights = transpose(B, C, run, has_run, cut.padded, torch.float32)  # here instructions count, not registers
+    weights = transpose(B, C, run, has_run, cut.padded)
     A2 = rates(A, g, cut.wide)
     local = torch.empty(b, cut.chunks, n, cut.wide, dtype=torch.float32, device=x.device)
     leave = torch.empty_like(enter)

@@ -40,7 +40,7 @@ LAUNCH = {
     "writes": {"num_warps": 4, "num_stages": 3},
 }
 _CHUNK = 64  # tokens, at most: two accumulators as wide as the state leave room for no more
-_SLAB = 3 * 2**27  # bytes of states and gradients of states between the chunks of a slab
+_SLAB = 2**28  # bytes of states and gradients of states between the chunks of a slab
 
 
 @triton.jit
@@ -181,7 +181,9 @@ def _read_gradients(
     cols_n = tl.arange(0, BLOCK_N)
     B = load_tile(B_ptr + batch * B_b + group * B_g + start * B_l, at, B_l, cols_n, real, left, N, HAS_RUN)
     C = load_tile(C_ptr + batch * C_b + group * C_g + start * C_l, at, C_l, cols_n, real, left, N, HAS_RUN)
-    scores = tl.where(seen, tl.dot(C, tl.trans(B), input_precision=PRECISION), 0.0).to(C.dtype)
+    # A token's pair with itself spans no decay, and may be so large that the rest would be lost beside it.
+    earlier = seen & (at[:, None] > at[None, :])
+    scores = tl.where(earlier, tl.dot(C, tl.trans(B), input_precision=PRECISION), 0.0).to(C.dtype)
     g_scores = tl.zeros((Q, Q), tl.float32)
     dC = tl.zeros((Q, BLOCK_N), tl.float32)
     for i in tl.range(0, per_part):
@@ -207,8 +209,6 @@ def _read_gradients(
         weights = weights_within(step_ptr + row, cum_ptr + row, also_ptr + row, at, gy_ptr.dtype.element_ty, EXACT)
         g_scores += pairs * weights
         pairs *= scores.to(tl.float32) * weights
-        # A token's pair with itself spans no decay, and may be so large that the rest would be lost beside it.
-        pairs = tl.where(at[:, None] > at[None, :], pairs, 0.0)
         ends = tl.sum(pairs, 1) - tl.sum(pairs, 0) + from_read * read
         tl.store(ends_ptr + row + at, ends)
         tl.store(dD_ptr + (batch * chunks_all + chunk) * heads + head, tl.sum(tl.where(here, skip, 0.0), 0))
