@@ -6,7 +6,7 @@ d_model 1024, bf16, segments of 131,009 tokens: no border of a kernel's chunk is
 final state at both lengths; gradients of every input, weight and initial state at 1,048,576, and of ssd at 4,194,304
 too, where the others do not fit in memory (4,194,304 tokens want a GPU of 140 GB). In segments, gradients go back
 through the states that were passed. A quarter of the decay rates are so slow that a state outlives the whole sequence:
-a mistake in passing it on would show. Relative errors are norm(whole - segments) / norm(segments), one tensor at a time;
+a mistake in passing it on would show. Relative errors are norm(whole - segments) / norm(segments), tensor by tensor;
 the tolerance is that of bf16. Exit code 1 if any is larger.
 """
 
@@ -95,8 +95,8 @@ def _layer_problem(job: Job, settings: Settings, gradients: bool) -> Problem:
     A_log = parameters["A_log"]
     rates = slow_rates(A_log.shape[0], settings.device).log()
     parameters["A_log"] = rates if A_log.ndim == 1 else rates[:, None] + A_log * 0.1
-    # Where nothing decays, small steps too: else the mean of x B^T outgrows all else, y becomes a multiple of one vector,
-    # its norm little more than a sign, and 16 bits show that and not the kernels (up to 0.2 of the gradient of C).
+    # Where nothing decays, small steps too: else the mean of x B^T outgrows all else, y becomes a multiple of one
+    # vector, its norm little more than a sign, and what shows is 16 bits, not kernels (0.2 of the gradient of C).
     parameters["dt_bias"][: A_log.shape[0] // 4] = math.log(1e-6)
     start = layer.init_state(1, settings.device)
     index = start["seq_idx"].clamp(min=0)  # in the middle of document 0, as every later segment is

@@ -16,7 +16,8 @@ LIMITS = [(0.0, math.inf), (0.2, 0.8)]
 def inner_arguments(
     batch: int, length: int, heads: int, headdim: int, groups: int, d_state: int, width: int, states: bool = True
 ) -> dict[str, Tensor]:
-    """Random float64 arguments of mamba2_inner, all with gradients."""
+    """Random float64 arguments of mamba2_inner, all with gradients. The seed as in ``ssd_inputs``."""
+    generator = torch.Generator().manual_seed(7)
     inner = heads * headdim
     channels = inner + 2 * groups * d_state
     shapes = {
@@ -30,7 +31,7 @@ def inner_arguments(
     }
     if states:
         shapes |= {"conv_state": (batch, width - 1, channels), "ssm_state": (batch, heads, headdim, d_state)}
-    tensors = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    tensors = {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
     tensors["A"] = -tensors["A"].exp()
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
