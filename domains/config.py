@@ -7,6 +7,11 @@ from domains.errors import UserError
 
 MANY = 10**9  # the most that a count may be: more is a slip of the keyboard, and its products would leave 64 bits
 
+# Settings of TrainerConfig that a resumed run may be told anew, because they decide no number of it.
+FREE_TRAINER_KEYS = frozenset(
+    {"trainer.accelerator", "trainer.threads", "trainer.max_minutes", "trainer.checkpoint_every"}
+)
+
 
 @dataclass
 class OptimizerConfig:

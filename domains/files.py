@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and folders that one process at a time works in."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -36,6 +37,12 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def file_sha256(path: Path | str) -> str:
+    """sha256 of a file's content, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_temporaries(folder: Path | str, endings: tuple[str, ...]) -> list[Path]:

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, get_type_hints
 
@@ -33,6 +33,14 @@ class RunConfig:
     dir: str | None = None  # None: runs/<domain>-<date>-<time>
     overwrite: bool = False  # replace the run that stands there
     export: str | None = None  # write the settings to this file, for a machine without Hydra, and train nothing
+
+
+@dataclass
+class ImportRunRoot:
+    """Root configuration of every import-run: a run folder from another machine."""
+
+    run: str = REQUIRED
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 def load(reference: str) -> Any:

@@ -1,9 +1,11 @@
-"""What a user points to, on disk or in MLflow: a run to go on with, a model to use."""
+"""What a user points to, on disk or in MLflow: a run to go on with, a model to use and the data it was trained on."""
 
 import re
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from domains.errors import UserError
 from pipelines.config import TrackingConfig
@@ -11,6 +13,8 @@ from pipelines.tracking import FOLDER_TAG, find_recorded, linked_run_id
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _FOLDERS = Path("runs")  # where models fetched from MLflow are kept
+
+Store = TypeVar("Store")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,22 @@ class ModelPlace:
     evaluation: Path
     run_id: str | None
     run_dir: Path | None = None
+
+
+class Trained(Protocol):
+    """What a domain's record of a model folder says about the data that the model was trained on."""
+
+    @property
+    def config(self) -> Any:
+        """Settings of the training, without paths; ``config.data`` is a dataclass with the key ``stores``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data."""
+
+    @property
+    def source(self) -> str:
+        """Name of the data."""
 
 
 def find_run(text: str, tracking: TrackingConfig) -> Path:
@@ -68,6 +88,43 @@ def find_model(text: str, tracking: TrackingConfig) -> ModelPlace:
     if (folder / "model.safetensors").exists() and linked_run_id(folder.parent) == text:
         return _on_disk(folder)
     return ModelPlace(_fetch(text, uri), _FOLDERS / text / "evaluation", text)
+
+
+def find_training_data(
+    place: ModelPlace,
+    trained: Trained,
+    stores: str,
+    open_source: Callable[[Any], Store],
+    open_store: Callable[[Path], Store],
+    *,
+    key: str,
+) -> Store:
+    """The data that a model was trained on: where it was then, or among what is prepared here.
+
+    Args:
+        place: the model.
+        trained: its record.
+        stores: folder of prepared data.
+        open_source: opens what a domain's data settings name.
+        open_store: opens a prepared store by its folder.
+        key: how the user says where the data is: ``data.fasta``.
+
+    Raises:
+        UserError: it is nowhere.
+    """
+    from domains.session import run_config
+    from domains.store_folder import find_store
+
+    try:
+        if place.run_dir is not None:  # its settings have paths, those of the model folder have none
+            return open_source(run_config(place.run_dir, type(trained.config)).data)
+        return open_source(replace(trained.config.data, stores=stores))
+    except UserError as error:
+        if (found := find_store(stores, trained.fingerprint, open_store)) is not None:
+            return found
+        raise UserError(
+            f"{error}; the model was trained on it ({trained.source}): say where it is now with {key}=<file>"
+        ) from error
 
 
 def output_folder(text: str | Path) -> Path:

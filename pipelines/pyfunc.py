@@ -5,7 +5,6 @@ source of the packages that this file imports, so that it works where Serpentine
 model runs the code in it: load those of people you trust. A model folder alone runs nothing.
 """
 
-import hashlib
 import shutil
 import tempfile
 import warnings
@@ -13,6 +12,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from domains.files import file_sha256
 
 if TYPE_CHECKING:
     from pipelines.recorder import ModelCard
@@ -26,7 +27,7 @@ def log_model(client: Any, run_id: str, folder: Path, card: "ModelCard") -> None
     import mlflow
     from mlflow.models import ModelSignature
 
-    sha256 = _sha256(folder / "model.safetensors")
+    sha256 = file_sha256(folder / "model.safetensors")
     if client.get_run(run_id).data.tags.get(_HASH_TAG) == sha256:
         return
     with tempfile.TemporaryDirectory() as staging, warnings.catch_warnings():
@@ -77,8 +78,3 @@ def _schema(columns: Any) -> Any:
     from mlflow.types import ColSpec, Schema
 
     return Schema([ColSpec(kind, name) for name, kind in columns.items()])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,14 +1,13 @@
 """Windows of a genome as training batches: every batch a pure function of the seed and its number."""
 
 import os
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import lightning
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
+from domains.batches import Batch, BatchesDataModule
 from domains.config import MANY, check_range
 from domains.errors import UserError
 from domains.genomics.config import DataConfig
@@ -17,8 +16,6 @@ from domains.genomics.store import LOWER_BIT, TOKEN_BITS, GenomeStore
 from domains.genomics.tokens import BASES, BOS, reverse_complement
 
 IGNORE = -100  # a target that counts in no loss
-
-Batch = dict[str, torch.Tensor]
 
 
 def make_batch(windows: np.ndarray, weights: np.ndarray) -> Batch:
@@ -234,64 +231,11 @@ def rows_per_batch(data: DataConfig, length: int) -> int:
     return max(1, data.tokens_per_step // length)
 
 
-class GenomeDataModule(lightning.LightningDataModule):
-    """Training and validation batches of a prepared genome for a Lightning trainer.
-
-    Training reads on from the trainer's step, so a run resumed from a checkpoint sees the batches that an
-    uninterrupted one would have seen, whatever the number of worker processes.
-    """
+class GenomeDataModule(BatchesDataModule):
+    """Training and validation batches of a prepared genome for a Lightning trainer."""
 
     def __init__(
         self, store: GenomeStore, splits: Splits, data: DataConfig, max_steps: int, accumulate: int, seed: int
     ) -> None:
-        super().__init__()
-        self.train_batches = TrainBatches(store, splits.train, data, max_steps, accumulate, seed)
-        self.validation_batches = ValidationBatches(store, splits.validation, data)
-        self._accumulate = accumulate
-        self._workers = data.workers
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train_batches, _Onward(self, len(self.train_batches), self._accumulate))
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.validation_batches, None)
-
-    def _loader(self, batches: Dataset[Batch], sampler: Sampler[int] | None) -> DataLoader[Batch]:
-        return _Resumable(
-            batches,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self._workers,
-            persistent_workers=self._workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-
-class _Resumable(DataLoader[Batch]):
-    """Tells Lightning that resuming amid an epoch is safe; the place to go on from is the trainer's step alone."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-class _Onward(Sampler[int]):
-    """Batch numbers from the trainer's step to the end of the run.
-
-    Its length is that of the whole run: Lightning counts the batches of a resumed run from the beginning.
-    """
-
-    def __init__(self, module: lightning.LightningDataModule, total: int, accumulate: int) -> None:
-        self._module = module
-        self._total = total
-        self._accumulate = accumulate
-
-    def __len__(self) -> int:
-        return self._total
-
-    def __iter__(self) -> Iterator[int]:
-        trainer = self._module.trainer
-        first = trainer.global_step * self._accumulate if trainer is not None else 0
-        return iter(range(first, self._total))
+        train = TrainBatches(store, splits.train, data, max_steps, accumulate, seed)
+        super().__init__(train, ValidationBatches(store, splits.validation, data), accumulate, data.workers)

@@ -1,38 +1,31 @@
-"""The model folder: what every later stage needs, as safetensors, YAML and JSON.
+"""The model folder of a DNA language model: what domains.model_folder says, and ``tokenizer.json``, the vocabulary."""
 
-::
-
-    model.safetensors  weights
-    config.yaml        every setting of the training run, but for its paths: a model travels, and folders have no
-                       business where it goes
-    tokenizer.json     the vocabulary
-    data.json          fingerprint and source of the training data, and which part of it was for what
-    metrics.json       what the model reached in training
-
-Reading one runs no code from it.
-"""
-
-import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from domains.errors import UserError
-from domains.folder import atomic_folder, read_json, write_json
 from domains.genomics.config import DataConfig, TrainConfig
 from domains.genomics.splits import Splits
 from domains.genomics.store import GenomeStore
 from domains.genomics.tokens import VOCAB_SIZE, check_tokenizer, save_tokenizer
-from domains.settings import from_dict, read_yaml, to_dict, write_yaml
+from domains.model_folder import (
+    CONFIG,
+    check_complete,
+    load_weights,
+    model_files,
+    read_config,
+    read_data,
+    read_metrics,
+    write_model_folder,
+)
 from mamba_core import CausalLM
 
-FILES = ("model.safetensors", "config.yaml", "tokenizer.json", "data.json", "metrics.json")
+_TOKENIZER = "tokenizer.json"
+FILES = model_files(_TOKENIZER)
 
 
 @dataclass(frozen=True)
@@ -82,14 +75,8 @@ def save_model(
     metrics: Mapping[str, float],
 ) -> None:
     """Write a model folder; it appears whole, in place of an earlier one of that name."""
-    with atomic_folder(folder) as new:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, new / "model.safetensors")
-        portable = replace(config, data=_without_paths(config.data, str(data["source"])))
-        write_yaml(new / "config.yaml", to_dict(portable))
-        shutil.copymode(new / "config.yaml", new / "model.safetensors")  # safetensors makes it the owner's alone
-        save_tokenizer(new / "tokenizer.json")
-        write_json(new / "data.json", data)
-        write_json(new / "metrics.json", metrics)
+    portable = replace(config, data=_without_paths(config.data, str(data["source"])))
+    write_model_folder(folder, weights, portable, data, metrics, {_TOKENIZER: save_tokenizer})
 
 
 def read_record(folder: Path | str) -> ModelRecord:
@@ -99,15 +86,13 @@ def read_record(folder: Path | str) -> ModelRecord:
         UserError: a file is missing or damaged, or the vocabulary is another one.
     """
     folder = Path(folder)
-    _check_complete(folder)
-    check_tokenizer(folder / "tokenizer.json")
-    config = from_dict(TrainConfig, read_yaml(folder / "config.yaml"), where=str(folder / "config.yaml"))
-    data = read_json(folder / "data.json")
-    try:
-        source, fingerprint, splits = str(data["source"]), str(data["fingerprint"]), Splits.from_dict(data["splits"])
-    except KeyError as error:
-        raise UserError(f"{folder / 'data.json'}: lacks {error}; restore the file or train again") from None
-    return ModelRecord(folder, config, splits, fingerprint, source, read_json(folder / "metrics.json"))
+    check_complete(folder, FILES)
+    check_tokenizer(folder / _TOKENIZER)
+    config = read_config(folder, TrainConfig)
+    source, fingerprint, splits = read_data(
+        folder, lambda data: (str(data["source"]), str(data["fingerprint"]), Splits.from_dict(data["splits"]))
+    )
+    return ModelRecord(folder, config, splits, fingerprint, source, read_metrics(folder))
 
 
 def load_model(folder: Path | str, device: str = "cpu") -> LoadedModel:
@@ -121,15 +106,8 @@ def load_model(folder: Path | str, device: str = "cpu") -> LoadedModel:
         UserError: a file is missing or damaged, the vocabulary is another one, or the weights do not fit the settings.
     """
     record = read_record(folder)
-    weights_path = record.path / "model.safetensors"
-    model = build_model(record.config, where=str(record.path / "config.yaml"))
-    try:
-        model.load_state_dict(load_file(weights_path))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{weights_path}: cannot be read ({error}); copy the model folder again") from None
-    except RuntimeError:
-        raise UserError(f"{weights_path}: the weights do not fit config.yaml beside them; restore both files") from None
-    sha256 = hashlib.sha256(weights_path.read_bytes()).hexdigest()
+    model = build_model(record.config, where=str(record.path / CONFIG))
+    sha256 = load_weights(record.path, model)
     return LoadedModel(**vars(record), model=model.to(device).eval(), hash=sha256)
 
 
@@ -153,13 +131,3 @@ def check_genome(loaded: ModelRecord, store: GenomeStore) -> None:
 def _without_paths(data: DataConfig, source: str) -> DataConfig:
     """The settings with the genome by the name of its file alone; the bundled genome has none."""
     return replace(data, fasta=source if data.fasta or data.store else "", store="", stores=DataConfig.stores)
-
-
-def _check_complete(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder; give the model/ folder of a finished run")
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing and (folder / "model").is_dir():
-        raise UserError(f"{folder}: is a run folder; give the model folder in it, {folder / 'model'}")
-    if missing:
-        raise UserError(f"{folder}: is no complete model folder ({', '.join(missing)} missing); copy it again")

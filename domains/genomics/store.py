@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from domains.errors import UserError
-from domains.files import partial_folder, sweep_partials
+from domains.files import sweep_partials
 from domains.genomics.io import Record, check_readable, open_watched, read_records
 from domains.genomics.tokens import LETTER_TO_TOKEN, C, G, N
+from domains.store_folder import META, build_store, find_by_key, store_key
 
 _BLOCK = 1 << 22  # bases worked on at a time
 _SUFFIXES = {".gz", ".bgz", ".fa", ".fasta", ".fna", ".ffn", ".fas", ".fsa", ".gb", ".gbk", ".gbff", ".genbank"}
@@ -79,7 +80,7 @@ class GenomeStore:
         """
         path = Path(path)
         try:
-            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+            meta = json.loads((path / META).read_text(encoding="utf-8"))
             if meta["format"] != FORMAT:
                 raise UserError(
                     f"{path}: is a store of format {meta['format']}, not {FORMAT}; prepare the genome again"
@@ -185,9 +186,8 @@ def _bare(name: str) -> str:
 def prepare_store(source: Path | str, root: Path | str, progress: bool = True) -> GenomeStore:
     """Turn a FASTA or GenBank file into a store in folder ``root``, or find the one made from the same bytes before.
 
-    The store is ``root/<stem>-<12 hex of the content>``. It is built beside that and renamed when whole, so a failure
-    leaves nothing behind, and processes that prepare the same genome at once do not disturb each other. What killed
-    processes left in ``root`` is removed first. The memory is that of reading the largest record.
+    The store is ``root/<stem>-<12 hex of the content>``; it appears whole or not at all (see domains.store_folder).
+    What killed processes left in ``root`` is removed first. The memory is that of reading the largest record.
 
     Raises:
         UserError: the source cannot be read (see :func:`domains.genomics.io.read_records`), or ``root`` cannot be
@@ -198,38 +198,23 @@ def prepare_store(source: Path | str, root: Path | str, progress: bool = True) -
     sweep_partials(root)
     with open_watched(source, progress) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    key = hashlib.sha256(f"{FORMAT}:{sha256}".encode()).hexdigest()[:12]
-    if found := sorted(root.glob(f"*-{key}")):
-        store = GenomeStore.open(found[0])
+    key = store_key(FORMAT, sha256)
+    if found := find_by_key(root, key):
+        store = GenomeStore.open(found)
         store.reused = True
         return store
-    path = root / f"{_stem(source)}-{key}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with partial_folder(path) as partial:
-            _write(partial, source, sha256, progress)
-            _publish(partial, path)
-    except OSError as error:
-        raise UserError(
-            f"{root}: cannot keep the genome of {source.name} ({error.strerror or error}); "
-            "make room or give another folder as data.stores"
-        ) from None
-    return GenomeStore.open(path)
 
+    def write(folder: Path) -> None:
+        _write(folder, source, sha256, progress)
 
-def _publish(partial: Path, path: Path) -> None:
-    try:
-        partial.rename(path)
-    except OSError:
-        if not path.is_dir():  # otherwise another process was first, and its store is the same
-            raise
+    return GenomeStore.open(build_store(root, _stem(source), key, write, f"the genome of {source.name}"))
 
 
 def _stem(source: Path) -> str:
     name = source.name
     while Path(name).suffix.lower() in _SUFFIXES and Path(name).stem:
         name = Path(name).stem
-    return re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    return name
 
 
 def _write(folder: Path, source: Path, sha256: str, progress: bool) -> None:
@@ -249,7 +234,7 @@ def _write(folder: Path, source: Path, sha256: str, progress: bool) -> None:
         "fingerprint": fingerprint.hexdigest(),
         "contigs": [asdict(contig) for contig in contigs],
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_record(record: Record, file: BinaryIO, fingerprint: "hashlib._Hash") -> tuple[Contig, np.ndarray]:

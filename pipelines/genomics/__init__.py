@@ -121,7 +121,7 @@ GENOMICS = Domain(
             "whose tracking server was out of reach. What MLflow has already is not sent again.",
             options=(("run", "run folder"), _TRACKING),
             examples=("import-run run=runs/from-the-cluster",),
-            schema=f"{_HERE}.roots:ImportRunRoot",
+            schema="pipelines.config:ImportRunRoot",
             run=f"{_HERE}.commands:import_run",
         ),
     ),

@@ -3,21 +3,15 @@
 What is slow to import is imported where it is used, so that a mistake in the configuration is told at once.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domains.errors import UserError
 from domains.genomics.config import DataConfig, EvaluateConfig, GenerateConfig, PredictConfig, TrainConfig
-from domains.settings import to_dict
 from pipelines.cli import Invocation, Outcome
-from pipelines.config import copy_key, narrow
+from pipelines.commands import Training, evaluate_command, import_command, train_command
+from pipelines.config import ImportRunRoot, narrow
 from pipelines.genomics.roots import (
     EvaluateRoot,
     GenerateRoot,
-    ImportRunRoot,
     PredictRoot,
     PrepareRoot,
     SourceConfig,
@@ -25,8 +19,17 @@ from pipelines.genomics.roots import (
 )
 
 if TYPE_CHECKING:
+    from domains.genomics.evaluate import Evaluation
     from domains.genomics.store import GenomeStore
     from pipelines.places import ModelPlace
+
+TRAINING = Training(
+    config=TrainConfig,
+    module="domains.genomics.train",
+    report="pipelines.genomics.report:REPORT",
+    metric="validation/bits_per_base",
+    measure="bits per base",
+)
 
 
 def prepare(root: PrepareRoot, invocation: Invocation) -> Outcome:
@@ -42,65 +45,23 @@ def prepare(root: PrepareRoot, invocation: Invocation) -> Outcome:
 
 def train(root: TrainRoot, invocation: Invocation) -> Outcome:
     """A new run, or an interrupted one to its end."""
-    from domains.genomics import train as training
-    from pipelines.genomics.report import REPORT
-    from pipelines.jobs import new_run_dir, run_training, tags
-    from pipelines.live import Opening, Relay
-    from pipelines.places import find_run
-    from pipelines.recorder import recorder
-
-    if root.run.export is not None:
-        return _export(root, root.run.export, invocation)
-    resume = root.resume is not None
-    if root.resume is not None:
-        run_dir = find_run(root.resume, root.tracking)
-        config = _resumed_config(root, run_dir, invocation)
-    else:
-        run_dir = new_run_dir(root.run, invocation)
-        config = narrow(TrainConfig, root)
-    listener = recorder(root.tracking, invocation.domain.name, run_dir, continues=resume)
-    listener.check()
-    work = partial(
-        training.train,
-        config,
-        run_dir,
-        resume=resume,
-        overwrite=root.run.overwrite and not resume,
-        loggers=[Relay(listener)],
-        callbacks=[Opening(listener, to_dict(config), partial(tags, invocation.domain.name, run_dir))],
-        command=invocation.line,
-    )
-    result = run_training(invocation, listener, run_dir, REPORT, work)
-    lines = [f"model: {result.model_dir}{_reached(result.metrics)}", *listener.where]
-    onward = [invocation.next(f"evaluate model={result.model_dir}")]
-    if not result.finished:
-        lines.append(f"stopped by trainer.max_minutes={config.trainer.max_minutes:g}, before trainer.max_steps")
-        onward.append(invocation.next(f"train resume={run_dir}"))
-    return Outcome("\n".join(lines), (*onward, *listener.look))
+    return train_command(TRAINING, root, invocation)
 
 
 def evaluate(root: EvaluateRoot, invocation: Invocation) -> Outcome:
     """A model beside Markov models, on what was held out from it."""
     from domains.genomics import evaluate as evaluation
-    from pipelines.genomics.report import draw_contigs
-    from pipelines.jobs import track_evaluation, write_evaluation
-    from pipelines.places import find_model, output_folder
-    from pipelines.recorder import recorder
+    from pipelines.genomics.report import draw_evaluation
 
-    place = find_model(root.model, root.tracking)
-    folder = output_folder(root.out or place.evaluation)
-    recorder(root.tracking, invocation.domain.name, place.evaluation.parent, continues=True).check()
-    store = _training_genome(place, root.data)
-    found = evaluation.evaluate(place.folder, store, narrow(EvaluateConfig, root), device=root.device)
-    print(found.table())
-    plots = {"bits_per_base_by_contig": draw_contigs(found)}
-    write_evaluation(folder, found.table(), found.to_dict(), found.metrics(), plots)
-    listener = track_evaluation(invocation, root.tracking, place, folder)
+    def measure(place: "ModelPlace") -> "Evaluation":
+        store = _training_genome(place, root.data)
+        return evaluation.evaluate(place.folder, store, narrow(EvaluateConfig, root), device=root.device)
+
     onward = (
-        invocation.next(f"predict model={root.model} data.fasta=<other.fa> out=scores/"),
-        invocation.next(f"generate model={root.model} out=sample.fa"),
+        f"predict model={root.model} data.fasta=<other.fa> out=scores/",
+        f"generate model={root.model} out=sample.fa",
     )
-    return Outcome("\n".join([f"evaluation: {folder}", *listener.where]), (*onward, *listener.look))
+    return evaluate_command(root, invocation, measure, draw_evaluation, onward)
 
 
 def predict(root: PredictRoot, invocation: Invocation) -> Outcome:
@@ -136,70 +97,21 @@ def generate(root: GenerateRoot, invocation: Invocation) -> Outcome:
 
 def import_run(root: ImportRunRoot, invocation: Invocation) -> Outcome:
     """A run folder into MLflow."""
-    from domains.genomics.train import run_config
-    from pipelines.genomics.report import REPORT
-    from pipelines.jobs import import_folder
-    from pipelines.places import find_run
-
-    run_dir = find_run(root.run, root.tracking)
-    listener = import_folder(invocation, root.tracking, run_dir, to_dict(run_config(run_dir)), REPORT)
-    onward = f"evaluate model={run_dir / 'model'}" if (run_dir / "model").is_dir() else f"train resume={run_dir}"
-    return Outcome("\n".join([f"imported: {run_dir}", *listener.where]), (invocation.next(onward), *listener.look))
-
-
-def _export(root: TrainRoot, path: str, invocation: Invocation) -> Outcome:
-    """The settings of a run as a file for a machine that has PyTorch and Lightning but not Hydra, MLflow or polars."""
-    from domains.settings import write_yaml
-    from pipelines.places import output_file
-
-    if root.resume is not None:
-        raise UserError("run.export and resume do not go together; a run folder holds its settings in config.yaml")
-    config = narrow(TrainConfig, root)
-    target = output_file(path)
-    write_yaml(target, to_dict(config))
-    onward = (
-        "copy it and the prepared store (data.store) to the other machine",
-        f"python -m domains.genomics.train --config {target} --run-dir <folder>",
-        invocation.next("import-run run=<folder>"),
-    )
-    return Outcome(f"settings: {target}", onward)
-
-
-def _resumed_config(root: TrainRoot, run_dir: Path, invocation: Invocation) -> TrainConfig:
-    """The settings of the run, with what the user sets anew."""
-    from domains.genomics.train import FREE_ON_RESUME, run_config
-    from pipelines.jobs import check_resume
-
-    config = run_config(run_dir)
-    for key in check_resume(invocation.overrides, FREE_ON_RESUME):
-        copy_key(key, root, config)
-    return config
+    return import_command(TRAINING, root, invocation)
 
 
 def _training_genome(place: "ModelPlace", source: SourceConfig) -> "GenomeStore":
-    """The genome that a model was trained on: where the user says, where it was, or among the prepared ones here."""
+    """The genome that a model was trained on: where the user says, or where it is found."""
     from domains.genomics.model import read_record
-    from domains.genomics.train import find_store, open_store, run_config
+    from domains.genomics.store import GenomeStore
+    from domains.genomics.train import open_store
+    from pipelines.places import find_training_data
 
     trained = read_record(place.folder)
     if source.fasta or source.store:
         return open_store(_data(source))
-    try:
-        if place.run_dir is not None:  # its settings have paths, those of the model folder have none
-            return open_store(run_config(place.run_dir).data)
-        return open_store(replace(trained.config.data, stores=source.stores))
-    except UserError as error:
-        if (found := find_store(source.stores, trained.fingerprint)) is not None:
-            return found
-        raise UserError(
-            f"{error}; the model was trained on it ({trained.source}): say where it is now with data.fasta=<file>"
-        ) from error
+    return find_training_data(place, trained, source.stores, open_store, GenomeStore.open, key="data.fasta")
 
 
 def _data(source: SourceConfig) -> DataConfig:
     return DataConfig(fasta=source.fasta, store=source.store, stores=source.stores)
-
-
-def _reached(metrics: Mapping[str, float]) -> str:
-    reached = metrics.get("best/validation/bits_per_base", metrics.get("validation/bits_per_base"))
-    return "" if reached is None else f" ({reached:.4f} bits per base on validation)"

@@ -29,11 +29,12 @@ def draw_training(rows: Sequence[Mapping[str, Any]]) -> Figure:
     )
 
 
-def draw_contigs(evaluation: "Evaluation") -> Figure:
+def draw_evaluation(evaluation: "Evaluation") -> dict[str, Figure]:
     """Bits per base of each test contig: the model and the Markov model."""
     rows = evaluation.by_contig
     measures = {"model": [row.model for row in rows], f"Markov {evaluation.chosen_order}": [row.markov for row in rows]}
-    return by_part([row.name for row in rows], measures, label="bits per base (lower is better)")
+    figure = by_part([row.name for row in rows], measures, label="bits per base (lower is better)")
+    return {"bits_per_base_by_contig": figure}
 
 
 REPORT = Report(card=CARD, draw=draw_training)

@@ -71,11 +71,3 @@ class GenerateRoot(GenerateConfig):
     out: str = REQUIRED  # FASTA file
     device: str = "auto"
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-
-@dataclass
-class ImportRunRoot:
-    """A run folder from another machine."""
-
-    run: str = REQUIRED
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 from domains.checkpoint import Terminated, find_checkpoints
 from domains.errors import UserError
 from domains.folder import RunFolder, read_json
+from domains.genomics.config import TrainConfig
+from domains.genomics.model import build_model
 from domains.genomics.module import CausalTask
 from domains.genomics.tokens import BASES
-from domains.genomics.train import main, run_config, seeded_model, train
+from domains.genomics.train import main, train
 from domains.runlog import read_metrics
+from domains.session import run_config
 from domains.settings import to_dict, write_yaml
 from tests.genomics.genomes import make_store
 from tests.genomics.tiny import markov_bases, tiny_config
@@ -90,7 +93,7 @@ def test_a_run_learns_and_leaves_its_record(store, tmp_path, monkeypatch, capsys
     }
     checkpoints = {"checkpoints/step-00000040.ckpt", "checkpoints/step-00000060.ckpt"}
     assert found == {"config.yaml", "run.json", "splits.json", "metrics.jsonl"} | model | checkpoints
-    assert run_config(done.run_dir) == config
+    assert run_config(done.run_dir, TrainConfig) == config
     info = RunFolder(done.run_dir).info()
     assert (info["status"], info["sessions"][0]["command"]) == ("finished", "the command")
     said = capsys.readouterr().err
@@ -209,7 +212,7 @@ def test_a_run_killed_with_kill_9_goes_on_to_the_bit(store, tmp_path):
         process.wait()
     assert read_json(run_dir / "run.json")["status"] == "running"
     assert not (run_dir / "model").exists()
-    train(run_config(run_dir), run_dir, resume=True, progress=False)
+    train(run_config(run_dir, TrainConfig), run_dir, resume=True, progress=False)
     train(config, tmp_path / "whole", progress=False)
     assert result(run_dir) == result(tmp_path / "whole")
     steps = [(row["step"], name) for row in rows(run_dir) for name in row if name != "step"]
@@ -409,13 +412,6 @@ def test_training_leaves_the_process_as_it_was(store, tmp_path):
     assert torch.utils.deterministic.fill_uninitialized_memory
 
 
-def test_the_seed_decides_the_initial_weights(store):
-    config = tiny_config(store)
-    one, same, other = seeded_model(config), seeded_model(config), seeded_model(replace(config, seed=1))
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
-    assert not torch.equal(one.head.weight, other.head.weight)
-
-
 def test_the_command_line_trains_resumes_and_answers_for_mistakes(store, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_yaml(tmp_path / "train.yaml", to_dict(tiny_config(store)))
@@ -433,14 +429,6 @@ def test_the_command_line_trains_resumes_and_answers_for_mistakes(store, tmp_pat
     with pytest.raises(UserError):
         main(["--config", "train.yaml", "--run-dir", "other", "--debug"])
     assert not (tmp_path / "other").exists()
-
-
-def test_the_command_line_tells_signals_apart(store, tmp_path, monkeypatch):
-    write_yaml(tmp_path / "train.yaml", to_dict(tiny_config(store)))
-    command = ["--config", str(tmp_path / "train.yaml"), "--no-progress"]
-    for error, code in ((Terminated(3), 143), (KeyboardInterrupt("stopped"), 130)):
-        monkeypatch.setattr("domains.genomics.train.fit", lambda *a, error=error, **k: (_ for _ in ()).throw(error))
-        assert main([*command, "--run-dir", str(tmp_path / str(code))]) == code
 
 
 BARE = """
@@ -468,7 +456,7 @@ def test_a_machine_that_only_trains_needs_few_packages(store, tmp_path):
 
 def test_flops_follow_the_stated_formula(store):
     config = tiny_config(store)
-    task = CausalTask(seeded_model(config), config.trainer)
+    task = CausalTask(build_model(config), config.trainer)
     outside = sum(p.numel() for name, p in task.model.named_parameters() if not name.startswith("embedding"))
     state = 2 * 32 * 8  # layers, channels, state
     assert task.flops_per_unit() == 6 * outside + 3 * 5 * state

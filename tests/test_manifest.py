@@ -1,0 +1,97 @@
+"""Folders of results: claimed by one process, gone on with by the same job, refused to another."""
+
+import errno
+from dataclasses import replace
+
+import pytest
+
+from domains.errors import UserError
+from domains.files import locked_folder
+from domains.folder import read_json
+from domains.manifest import Plan, disk_errors, open_manifest
+
+PLAN = Plan(
+    holds="forecasts",
+    parts="series",
+    identity={"format": 1, "model": "abc"},
+    settings={"horizon": 24},
+    notes={"source": "a.csv"},
+    endings=(".txt",),
+)
+
+
+def record(manifest, part, text="done"):
+    (manifest.out / f"{part}.txt").write_text(text)
+    manifest.record(part, {"table": f"{part}.txt"}, {"rows": len(text)})
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A folder with the parts a and b."""
+    with open_manifest(tmp_path / "deep" / "out", PLAN) as manifest:
+        assert not manifest.is_done("a")
+        record(manifest, "a")
+        record(manifest, "b")
+    return manifest.out
+
+
+def test_what_is_done_is_known_to_the_next_process(out):
+    table = read_json(out / "manifest.json")
+    assert list(table) == ["format", "model", "horizon", "source", "series"]
+    assert {key: value for key, value in table["series"]["a"].items() if key != "files"} == {
+        "table": "a.txt",
+        "rows": 4,
+    }
+    assert table["series"]["a"]["files"]["a.txt"]["bytes"] == 4
+    with open_manifest(out, replace(PLAN, notes={"source": "renamed.csv"})) as manifest:
+        assert [manifest.is_done(part) for part in ("a", "b", "c")] == [True, True, False]
+        assert manifest.parts["b"]["rows"] == 4
+
+
+@pytest.mark.parametrize("damage", ["gone", "done.", "DONE"])
+def test_a_part_whose_file_was_damaged_is_not_done(out, damage):
+    (out / "a.txt").unlink() if damage == "gone" else (out / "a.txt").write_text(damage)
+    with open_manifest(out, PLAN) as manifest:
+        assert [manifest.is_done(part) for part in ("a", "b")] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"identity": {"format": 1, "model": "xyz"}}, "holds forecasts with another model; choose another out folder"),
+        ({"settings": {"horizon": 12}}, "holds forecasts with horizon=24; choose another out folder"),
+    ],
+)
+def test_results_of_another_job_are_refused_and_kept(out, change, said):
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UserError, match=said), open_manifest(out, replace(PLAN, **change)):
+        raise AssertionError
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_folders_with_other_files_are_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    for place in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(UserError, match="holds other files; choose a new out folder"), open_manifest(place, PLAN):
+            raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_leftovers_of_the_dead_are_swept_and_a_live_process_keeps_others_out(out):
+    for name in (".c.txt.0123abcd", ".manifest.json.0123abcd"):
+        (out / name).touch()
+    busy = "another process is writing forecasts there; wait for it"
+    with locked_folder(out), pytest.raises(UserError, match=busy), open_manifest(out, PLAN):
+        raise AssertionError
+    assert (out / ".c.txt.0123abcd").exists()
+    with open_manifest(out, PLAN):
+        assert {path.name for path in out.iterdir()} == {"a.txt", "b.txt", "manifest.json"}
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    said = r"cannot be written \(No space left on device\); put that right and run again"
+    with pytest.raises(UserError, match=said), disk_errors(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"), open_manifest(tmp_path / "file" / "out", PLAN):
+        raise AssertionError
