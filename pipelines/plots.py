@@ -64,6 +64,82 @@ def by_part(names: Sequence[str], values: Mapping[str, Sequence[float]], *, labe
     return figure
 
 
+def fan_chart(
+    times: Sequence[Any],
+    observed: Sequence[float],
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    centre: Sequence[float],
+    *,
+    label: str,
+    title: str = "",
+) -> Figure:
+    """What was observed on what was forecast for it: bands from the widest to the narrowest, and the middle.
+
+    Args:
+        times: of the outcomes, increasing.
+        observed: the outcomes.
+        bands: name to lower and upper bounds, widest first.
+        centre: middle of the forecasts.
+        label: of the vertical axis, with the unit.
+        title: above the plot.
+    """
+    figure, axes = _figure(8.0, 4.0)
+    for i, (name, (low, high)) in enumerate(bands.items()):
+        alpha = 0.15 + 0.15 * i
+        axes.fill_between(times, low, high, color=_COLOURS[0], alpha=alpha, linewidth=0, step="mid", label=name)
+    axes.plot(times, centre, color=_COLOURS[0], linewidth=0.8, label="median")
+    axes.plot(times, observed, ".", color="black", markersize=2.5, label="observed")
+    axes.set(ylabel=label, title=title)
+    axes.legend(frameon=False, ncols=4, fontsize="small")
+    figure.autofmt_xdate()
+    return figure
+
+
+def coverage_plot(nominal: Sequence[float], measured: Mapping[str, Sequence[float]]) -> Figure:
+    """How often central intervals held the outcome, against how often they should have.
+
+    Args:
+        nominal: what the intervals promise.
+        measured: name of a method to what each interval kept.
+    """
+    figure, axes = _figure(4.4, 4.4)
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    for (name, values), colour, mark in zip(measured.items(), _COLOURS, _MARKS, strict=False):
+        axes.plot(nominal, values, mark, label=name, color=colour, markersize=5, linestyle="-", linewidth=0.8)
+    axes.set(xlabel="promised", ylabel="kept", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def pit_histogram(counts: Mapping[str, Sequence[float]]) -> Figure:
+    """Where outcomes fell within their forecasts, as shares of all in bins of equal promise; flat is right.
+
+    Args:
+        counts: name of a method to the number of outcomes in each bin.
+    """
+    figure, axes = _figure(6.4, 3.6)
+    for (name, values), colour in zip(counts.items(), _COLOURS, strict=False):
+        total = max(sum(values), 1)
+        edges = [i / len(values) for i in range(len(values) + 1)]
+        axes.stairs([value * len(values) / total for value in values], edges, label=name, color=colour, linewidth=1.4)
+    axes.axhline(1.0, color="grey", linewidth=0.8)
+    axes.set(xlabel="probability integral transform", ylabel="relative frequency", xlim=(0, 1))
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def by_step(steps: Sequence[int], values: Mapping[str, Sequence[float]], *, label: str) -> Figure:
+    """A measure of several methods by how far they look ahead, lower being better."""
+    figure, axes = _figure(6.4, 4.0)
+    for (name, numbers), colour, mark in zip(values.items(), _COLOURS, _MARKS, strict=False):
+        axes.plot(steps, numbers, marker=mark, label=name, color=colour, markersize=5, linewidth=1.0)
+    axes.set(xlabel="steps ahead", ylabel=label)
+    if len(steps) <= 20:
+        axes.set_xticks(list(steps))
+    axes.legend(frameon=False)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, atomically; the folder is made when missing."""
     path.parent.mkdir(parents=True, exist_ok=True)

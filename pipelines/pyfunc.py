@@ -37,7 +37,7 @@ def log_model(client: Any, run_id: str, folder: Path, card: "ModelCard") -> None
             python_model=str(card.code),
             artifacts={NAME: str(folder.absolute())},
             code_paths=[str(_copy_sources(package, Path(staging))) for package in card.packages],
-            signature=ModelSignature(_schema(card.inputs), _schema(card.outputs)),
+            signature=ModelSignature(_schema(card.inputs), _schema(card.outputs)) if card.inputs else None,
             pip_requirements=[f"{name}=={version(name)}" for name in card.requires],
         )
     client.set_tag(run_id, _HASH_TAG, sha256)

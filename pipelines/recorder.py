@@ -29,7 +29,7 @@ class ModelCard:
 
     Attributes:
         code: the Python file that MLflow runs to load the model ("models from code").
-        inputs, outputs: column name to MLflow type.
+        inputs, outputs: column name to MLflow type; empty where column names are the user's.
         packages: packages of ours whose source travels with the model.
         requires: distributions that the code imports, recorded at the versions installed here.
     """

@@ -1,0 +1,153 @@
+"""Scores of forecasts: how far off they were, how wide their intervals, how honest their probabilities.
+
+Everything is numpy float64. A NaN among outcomes is a missing one: it has a NaN score, and averages leave it out.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class PitHistogram(NamedTuple):
+    """How often each stretch of [0, 1] was hit; of calibrated forecasts all about equally.
+
+    Attributes:
+        counts: int64 (bins,).
+        distance: largest distance between the distribution function of the values and the uniform one (Kolmogorov and
+            Smirnov's statistic): 0 for calibrated forecasts, at most 1.
+    """
+
+    counts: np.ndarray
+    distance: float
+
+
+def pinball(y: np.ndarray, quantiles: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Pinball or tick loss (Koenker and Bassett 1978, Regression quantiles).
+
+    Args:
+        y: float64 (...,), outcomes.
+        quantiles: float64 (..., q).
+        levels: float64 (q,), within (0, 1).
+
+    Returns:
+        float64 (..., q), in units of y: (level - 1{y < quantile}) (y - quantile).
+    """
+    miss = y[..., None] - quantiles
+    return np.maximum(levels * miss, (levels - 1) * miss)
+
+
+def weighted_quantile_loss(y: np.ndarray, quantiles: np.ndarray, levels: np.ndarray) -> float:
+    """Mean over the levels of 2 * (sum of pinball losses) / (sum of |y|), sums over all forecasts.
+
+    The definition of GluonTS (Alexandrov et al. 2020, mean_weighted_sum_quantile_loss) and of GIFT-Eval (Aksu et al.
+    2024), who calls it CRPS. NaN when all outcomes are 0 or missing. Arguments as in :func:`pinball`.
+    """
+    known = ~np.isnan(y)
+    total = float(np.abs(y[known]).sum())
+    if total == 0:
+        return float("nan")
+    return 2 * float(pinball(y[known], quantiles[known], levels).sum(0).mean()) / total
+
+
+def crps_from_quantiles(y: np.ndarray, quantiles: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Continuous ranked probability score of forecasts that are known by some quantiles.
+
+    The CRPS is twice the integral of the pinball loss over all levels (Gneiting and Ranjan 2011, Comparing density
+    forecasts using threshold- and quantile-weighted scoring rules). This takes it by the trapezoid rule, however uneven
+    the levels, with a loss of 0 at levels 0 and 1. At the fifteen levels of config.LEVELS it is within 4% of the true
+    score of a normal forecast at outcomes of up to three standard deviations, and 1% low on average.
+
+    Args:
+        y: float64 (...,).
+        quantiles: float64 (..., q).
+        levels: float64 (q,), increasing, within (0, 1).
+
+    Returns:
+        float64 (...,), in units of y; NaN where y is.
+    """
+    edges = np.concatenate([[0.0], levels, [1.0]])
+    return pinball(y, quantiles, levels) @ (edges[2:] - edges[:-2])
+
+
+def mase(errors: np.ndarray, training: np.ndarray, season: int = 1) -> float:
+    """Mean absolute scaled error (Hyndman and Koehler 2006, Another look at measures of forecast accuracy).
+
+    Args:
+        errors: float64 (...,), outcomes less point forecasts.
+        training: float64 (n,), the series before the first forecast, in the same units.
+        season: rows after which the naive forecast that errors are compared with repeats the series.
+
+    Returns:
+        mean |error| / mean |training_t - training_{t - season}|; NaN without known errors, when the training series
+        is not longer than a season, or when it only repeats itself.
+    """
+    naive = np.abs(training[season:] - training[:-season])
+    scale = _mean(naive)
+    return _mean(np.abs(errors)) / scale if scale > 0 else float("nan")
+
+
+def coverage(y: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
+    """Share of the known outcomes that lie in their interval, ends included; NaN when none is known."""
+    inside = np.where(np.isnan(y), np.nan, (lower <= y) & (y <= upper))
+    return _mean(inside)
+
+
+def central_coverage(y: np.ndarray, quantiles: np.ndarray, levels: np.ndarray) -> dict[float, float]:
+    """:func:`coverage` of the central intervals between paired levels a < 1/2 and 1 - a, by nominal coverage 1 - 2a.
+
+    Args:
+        y: float64 (...,). quantiles: float64 (..., q). levels: float64 (q,), increasing.
+
+    Returns:
+        measured coverage by nominal coverage (rounded to 9 digits), widest first.
+    """
+    found = {}
+    for low, level in enumerate(levels):
+        high = int(np.argmin(np.abs(levels - (1 - level))))
+        if level < 0.5 and abs(levels[high] - (1 - level)) < 1e-9:
+            found[round(float(1 - 2 * level), 9)] = coverage(y, quantiles[..., low], quantiles[..., high])
+    return found
+
+
+def qlike(r: np.ndarray, variance: np.ndarray) -> float:
+    """Mean of log v + r^2 / v over known outcomes (Patton 2011, Volatility forecast comparison using imperfect
+    volatility proxies): lowest on average at the true variance, though r^2 is but a noisy measure of it.
+
+    Args:
+        r: float64 (...,), outcomes less their expectation. variance: float64 (...,), positive.
+    """
+    return _mean(np.log(variance) + r**2 / variance)
+
+
+def qlike_ratio(r: np.ndarray, variance: np.ndarray) -> float:
+    """Mean of r^2 / v - log(r^2 / v) - 1, Patton's form of :func:`qlike`: 0 at v = r^2, positive elsewhere.
+
+    Outcomes of exactly 0, where it is infinite whatever was forecast, are left out.
+    """
+    ratio = np.where(r == 0, np.nan, r**2) / variance
+    return _mean(ratio - np.log(ratio) - 1)
+
+
+def pit_histogram(pit: np.ndarray, bins: int = 10) -> PitHistogram:
+    """Histogram of probability integral transforms (Diebold, Gunther and Tay 1998, Evaluating density forecasts).
+
+    Args:
+        pit: float64 (...,), forecast distribution functions at their outcomes, within [0, 1], NaN where missing.
+        bins: of equal width.
+
+    Returns:
+        counts and distance from uniformity (NaN when there is no value).
+    """
+    values = np.sort(pit[~np.isnan(pit)])
+    counts, _ = np.histogram(values, bins=bins, range=(0.0, 1.0))
+    if not len(values):
+        return PitHistogram(counts, float("nan"))
+    steps = np.arange(len(values) + 1) / len(values)
+    distance = max(float((steps[1:] - values).max()), float((values - steps[:-1]).max()))
+    return PitHistogram(counts, distance)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of what is not NaN; NaN when nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")

@@ -1,0 +1,285 @@
+"""From observations to what a model sees: causal, and resumable to the bit.
+
+Every number of row i is computed from rows up to i. What it takes to go on behind the last row is a :class:`Running`,
+a dozen numbers a series: a history that is read in two parts gives the bits of one that is read at once. That is why
+nothing is scaled by a mean over a window or over a file.
+
+The size of moves is measured on the market's clock (:mod:`domains.timeseries.clock`): an increment is divided by the
+root of its hour's usual size before it enters a running mean square, and multiplied by that of the hour it forecasts.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from domains.timeseries.clock import Clock, harmonics, hour_of_week, local_seconds
+from domains.timeseries.history import increments
+
+DECAYS = (0.5, 0.8, 0.9, 0.94, 0.97, 0.99, 0.999)  # of the running mean squares
+SCALE = DECAYS.index(0.99)  # the one that everything is measured in
+TRENDS = (0.8, 0.97)  # decays of the running means
+COVARIATE_DECAY = 0.999
+_LARGEST = 6.0  # logarithms of ratios beyond this say no more
+_SMALLEST = 1e-9  # scale of a series that does not move, relative to its level
+
+
+@dataclass(frozen=True)
+class Running:
+    """What is carried from one part of a series to the next.
+
+    Attributes:
+        y: last observation; NaN before the first.
+        time: stamp of the last row, microseconds; -1 before the first.
+        count: increments seen.
+        squares: float64 (len(DECAYS),), sums behind the running mean squares.
+        means: float64 (len(TRENDS),), sums behind the running means.
+        covariate_count, covariates: rows seen of each covariate, and (2, p) sums of values and squares.
+    """
+
+    y: float = float("nan")
+    time: int = -1
+    count: int = 0
+    squares: np.ndarray = field(default_factory=lambda: np.zeros(len(DECAYS)))
+    means: np.ndarray = field(default_factory=lambda: np.zeros(len(TRENDS)))
+    covariate_count: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    covariates: np.ndarray = field(default_factory=lambda: np.zeros((2, 0)))
+
+    @classmethod
+    def start(cls, covariates: int) -> "Running":
+        """Before the first row of a series with so many past and future covariates."""
+        return cls(covariate_count=np.zeros(covariates), covariates=np.zeros((2, covariates)))
+
+    def to_array(self) -> np.ndarray:
+        """All of it as float64 (width,); stamps up to 2**53 microseconds are exact."""
+        head = np.array([self.y, self.time, self.count], dtype=np.float64)
+        return np.concatenate([head, self.squares, self.means, self.covariate_count, self.covariates.ravel()])
+
+    @classmethod
+    def from_array(cls, values: np.ndarray) -> "Running":
+        """What :meth:`to_array` gave."""
+        squares, means = 3 + len(DECAYS), 3 + len(DECAYS) + len(TRENDS)
+        p = (len(values) - means) // 3
+        return cls(
+            y=float(values[0]),
+            time=int(values[1]),
+            count=int(values[2]),
+            squares=values[3:squares].copy(),
+            means=values[squares:means].copy(),
+            covariate_count=values[means : means + p].copy(),
+            covariates=values[means + p :].reshape(2, p).copy(),
+        )
+
+    @staticmethod
+    def width(covariates: int) -> int:
+        """Length of :meth:`to_array`."""
+        return 3 + len(DECAYS) + len(TRENDS) + 3 * covariates
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A stretch of one series, as it came.
+
+    Attributes:
+        time: int64 (n,), microseconds. offset: int32 (n,), seconds of the local clock ahead of UTC.
+        y: float64 (n,), NaN where missing.
+        past: float32 (n, p). future: float32 (n, f). static: float32 (s,).
+    """
+
+    time: np.ndarray
+    offset: np.ndarray
+    y: np.ndarray
+    past: np.ndarray
+    future: np.ndarray
+    static: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def part(self, where: slice) -> "Rows":
+        """Some of the rows."""
+        time, offset, y = self.time[where], self.offset[where], self.y[where]
+        return Rows(time, offset, y, self.past[where], self.future[where], self.static)
+
+    def extended(self, time: np.ndarray, offset: np.ndarray) -> "Rows":
+        """With rows behind them of which nothing but the stamps is known."""
+        pad = ((0, len(time)), (0, 0))
+        return Rows(
+            np.append(self.time, time),
+            np.append(self.offset, offset),
+            np.append(self.y, np.full(len(time), np.nan)),
+            np.pad(self.past, pad, constant_values=np.nan),
+            np.pad(self.future, pad, constant_values=np.nan),
+            self.static,
+        )
+
+
+class Seen(NamedTuple):
+    """A stretch of one series, as a model sees it."""
+
+    x: np.ndarray  # float64 (n,), increments; NaN where missing
+    scale: np.ndarray  # float64 (n,), typical size of an increment in an hour of profile 1, known at each row
+    shown: np.ndarray  # int64 (n,), increments seen up to and including each row
+    inputs: np.ndarray  # float32 (n, features)
+    mean: np.ndarray  # float64 (n, p + f), running means of the covariates
+    spread: np.ndarray  # float64 (n, p + f), and their standard deviations
+
+
+def feature_count(past: int, future: int, static: int) -> int:
+    """Numbers that a model gets with each row."""
+    return len(DECAYS) - 1 + len(TRENDS) + 5 + 6 + past + future + static
+
+
+def see(rows: Rows, kind: str, clock: Clock, before: Running) -> tuple[Seen, Running]:
+    """What a model sees of the next rows of a series, and what to carry on.
+
+    Args:
+        rows: at least one, behind those that ``before`` has seen.
+        kind: price, return or level.
+        clock: of the training part.
+        before: :meth:`Running.start`, or what the call for the rows before gave.
+    """
+    x = increments(rows.y, kind, before.y)
+    known = np.flatnonzero(~np.isnan(x))
+    moves = x[known] / np.sqrt(clock.of(rows.time[known], rows.offset[known]))
+    count = before.count + np.cumsum(~np.isnan(x))
+    squares, last_squares = _running(moves**2, DECAYS, before.squares, known, count)
+    means, last_means = _running(moves, TRENDS, before.means, known, count)
+    level, last_y = _last_known(rows.y, before.y)
+    floor = _SMALLEST * (np.maximum(np.nan_to_num(np.abs(level)), 1e-30) if kind == "level" else 1.0)
+    scale = np.maximum(np.sqrt(squares[:, SCALE]), floor)
+    covariates = np.concatenate([rows.past, rows.future], axis=1).astype(np.float64)
+    mean, spread, sums, seen = _standard(covariates, before)
+    inputs = np.concatenate(
+        [
+            _moves(x, rows, scale, clock, count, before),
+            _ratios(squares, scale),
+            np.clip(means / scale[:, None], -_LARGEST, _LARGEST),
+            harmonics(rows.time, rows.offset),
+            np.nan_to_num(np.clip((covariates - mean) / spread, -_LARGEST, _LARGEST)),
+            np.broadcast_to(np.arcsinh(np.nan_to_num(rows.static)), (len(x), len(rows.static))),
+        ],
+        axis=1,
+        dtype=np.float32,
+        casting="same_kind",
+    )
+    after = replace(
+        before,
+        y=last_y,
+        time=int(rows.time[-1]),
+        count=int(count[-1]),
+        squares=last_squares,
+        means=last_means,
+        covariate_count=seen,
+        covariates=sums,
+    )
+    return Seen(x, scale, count, inputs, mean, spread), after
+
+
+def steps_ahead(clock: Clock, time: np.ndarray, offset: np.ndarray, kind: str, horizon: int) -> np.ndarray:
+    """How far a forecast made at each row may be expected to be off, in units of :attr:`Seen.scale`.
+
+    Args:
+        time, offset: of n + horizon rows, the last ``horizon`` of which are only looked ahead to.
+
+    Returns:
+        float64 (n, horizon): for prices and levels the root of the profile summed over rows i + 1 to i + h, for returns
+        that of row i + h.
+    """
+    profile = np.lib.stride_tricks.sliding_window_view(clock.of(time, offset)[1:], horizon)
+    return np.sqrt(profile if kind == "return" else np.cumsum(profile, axis=1))
+
+
+def known_ahead(time: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row, what is known before it comes: its hour of the week int64 (n,), and float32 (n, 7) of the calendar
+    (harmonics, and the logarithm of the gap before it)."""
+    gaps = np.diff(time, prepend=time[:1]) / 1e6
+    return hour_of_week(time, offset), np.concatenate([harmonics(time, offset), _log_gap(gaps)[:, None]], axis=1)
+
+
+def next_stamps(time: np.ndarray, offset: np.ndarray, horizon: int, weekends: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Stamps of the rows to come, where nobody says: the usual gap goes on, over Saturdays and Sundays if those are
+    never seen.
+
+    Args:
+        time, offset: the latest rows of a series, at least one.
+        horizon: how many stamps.
+        weekends: whether the series has rows on Saturdays or Sundays.
+    """
+    gap = int(np.median(np.diff(time[-64:]))) if len(time) > 1 else 86_400_000_000
+    stamps = time[-1] + gap * np.arange(1, 2 * horizon + 8 + 3 * (172_800_000_000 // gap + 1), dtype=np.int64)
+    if not weekends:
+        day = (local_seconds(stamps, offset[-1:]) // 86_400 + 3) % 7
+        stamps = stamps[day < 5]
+    return stamps[:horizon], np.full(horizon, offset[-1], dtype=np.int32)
+
+
+def _running(
+    values: np.ndarray, decays: tuple[float, ...], before: np.ndarray, known: np.ndarray, count: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exponentially weighted means of ``values``, which stand at rows ``known``, for every row, (n, decays); and the
+    sums to carry on. Weights of rows before the series began are left out: the means are those of what was seen."""
+    from scipy.signal import lfilter
+
+    out = np.empty((len(count), len(decays)))
+    last = before.copy()
+    at = np.searchsorted(known, np.arange(len(count)), side="right")  # rows known so far in this stretch
+    for k, decay in enumerate(decays):
+        sums, final = (
+            lfilter([1.0 - decay], [1.0, -decay], values, zi=[decay * before[k]]) if len(values) else ([], None)
+        )
+        padded = np.concatenate([before[k : k + 1], sums])
+        out[:, k] = padded[at] / np.maximum(1.0 - decay**count, 1e-300)
+        last[k] = before[k] if final is None else padded[-1]
+    return out, last
+
+
+def _last_known(y: np.ndarray, before: float) -> tuple[np.ndarray, float]:
+    """At each row the last observation so far."""
+    place = np.maximum.accumulate(np.where(np.isnan(y), -1, np.arange(len(y))))
+    level = np.where(place >= 0, y[np.maximum(place, 0)], before)
+    return level, float(level[-1])
+
+
+def _moves(
+    x: np.ndarray, rows: Rows, scale: np.ndarray, clock: Clock, count: np.ndarray, before: Running
+) -> np.ndarray:
+    """(n, 5): the move, the logarithm of its size, whether it is missing, how much was seen, the gap before it."""
+    move = np.nan_to_num(x / (scale * np.sqrt(clock.of(rows.time, rows.offset))))
+    first = rows.time[0] if before.time < 0 else before.time
+    gaps = np.diff(rows.time, prepend=first) / 1e6
+    size = np.where(np.isnan(x), 0.0, 0.25 * np.log(move**2 + 1e-4))
+    return np.stack([np.clip(move, -10, 10), size, np.isnan(x), np.minimum(count / 100.0, 1.0), _log_gap(gaps)], axis=1)
+
+
+def _ratios(squares: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Half the logarithm of each running mean square over the scale's."""
+    others = np.delete(squares, SCALE, axis=1)
+    tiny = (scale[:, None] * np.exp(-_LARGEST)) ** 2
+    return np.clip(0.5 * np.log(np.maximum(others, tiny)) - np.log(scale)[:, None], -_LARGEST, _LARGEST)
+
+
+def _standard(covariates: np.ndarray, before: Running) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Running means and standard deviations (n, p) of covariates, and the sums and counts to carry on."""
+    means, spreads = np.zeros_like(covariates), np.ones_like(covariates)
+    sums, seen = before.covariates.copy(), before.covariate_count.copy()
+    for j in range(covariates.shape[1]):
+        known = np.flatnonzero(~np.isnan(covariates[:, j]))
+        count = seen[j] + np.cumsum(~np.isnan(covariates[:, j]))
+        values = covariates[known, j]
+        (first, sums[0, j]), (second, sums[1, j]) = (
+            (out[:, 0], last[0])
+            for out, last in (
+                _running(values**power, (COVARIATE_DECAY,), before.covariates[power - 1, j : j + 1], known, count)
+                for power in (1, 2)
+            )
+        )
+        means[:, j] = first
+        variance = np.maximum(second - first**2, 0.0)
+        spreads[:, j] = np.where(variance > 1e-12 * np.maximum(second, 1e-300), np.sqrt(variance), 1.0)
+        seen[j] = count[-1]
+    return means, spreads, sums, seen
+
+
+def _log_gap(seconds: np.ndarray) -> np.ndarray:
+    return (np.log1p(np.maximum(seconds, 0.0)) / 20.0).astype(np.float32)
