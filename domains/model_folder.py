@@ -89,6 +89,10 @@ def read_data(folder: Path, parse: Callable[[dict[str, Any]], Parsed]) -> Parsed
     data = read_json(folder / DATA)
     try:
         return parse(data)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / DATA}: is damaged ({error}); restore the file or train again") from None
     except KeyError as error:
         raise UserError(f"{folder / DATA}: lacks {error}; restore the file or train again") from None
 

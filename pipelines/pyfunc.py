@@ -8,6 +8,7 @@ model runs the code in it: load those of people you trust. A model folder alone 
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +38,7 @@ def log_model(client: Any, run_id: str, folder: Path, card: "ModelCard") -> None
             python_model=str(card.code),
             artifacts={NAME: str(folder.absolute())},
             code_paths=[str(_copy_sources(package, Path(staging))) for package in card.packages],
-            signature=ModelSignature(_schema(card.inputs), _schema(card.outputs)) if card.inputs else None,
+            signature=ModelSignature(_schema(card.inputs), _schema(card.outputs)),
             pip_requirements=[f"{name}=={version(name)}" for name in card.requires],
         )
     client.set_tag(run_id, _HASH_TAG, sha256)
@@ -74,7 +75,9 @@ def _copy_sources(package: str, staging: Path) -> Path:
     return target
 
 
-def _schema(columns: Any) -> Any:
+def _schema(columns: Mapping[str, str]) -> Any:
     from mlflow.types import ColSpec, Schema
 
+    if not columns:
+        return None
     return Schema([ColSpec(kind, name) for name, kind in columns.items()])

@@ -29,7 +29,8 @@ class ModelCard:
 
     Attributes:
         code: the Python file that MLflow runs to load the model ("models from code").
-        inputs, outputs: column name to MLflow type; empty where column names are the user's.
+        inputs: column name to MLflow type; empty where names are the user's: MLflow then takes any table.
+        outputs: likewise.
         packages: packages of ours whose source travels with the model.
         requires: distributions that the code imports, recorded at the versions installed here.
     """

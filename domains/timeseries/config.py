@@ -73,10 +73,11 @@ class TrainConfig:
 class EvaluateConfig:
     """Which cut-offs are scored, against what."""
 
+    series: list[str] = field(default_factory=list)  # names of those that are scored; empty: all
     stride: int = 1  # every how many steps a forecast is made
     max_cutoffs: int | None = None  # a series, the last ones
     calibrate: bool = True  # conformal intervals from a trailing window of what was missed before
-    calibration_window: int = 500  # cut-offs
+    calibration_window: int = 2000  # cut-offs
     baselines: list[str] = field(default_factory=list)  # names; empty: all
     max_statistical: int = 50  # series that AutoARIMA and AutoETS, which take long, are fitted on
     unit: float | None = None  # increments are multiplied by it in the table; None: 100 for prices (per cent), else 1

@@ -108,8 +108,8 @@ class Windows:
 
         Returns:
             ``inputs`` float32 (b, l, features); ``seq_idx`` int64 (b, l), which piece, -1 where a row is not filled,
-            left out where each row is one whole piece; ``cells`` int64, ``spread``, ``target`` (outcome over spread) and
-            ``weight`` float32 (b, l, horizon); ``known`` float32 (b, l, horizon, known).
+            left out where each row is one whole piece; ``cells`` int64, ``spread``, ``target`` (outcome over spread)
+            and ``weight`` float32 (b, l, horizon); ``known`` float32 (b, l, horizon, known).
         """
         b, l, h = len(rows), self.window, self.horizon
         known = CALENDAR + len(self._store.future_names)

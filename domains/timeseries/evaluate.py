@@ -20,6 +20,7 @@ from domains.hardware import choose_device
 from domains.timeseries.baselines import Baseline, make_baselines
 from domains.timeseries.calibration import recalibrate
 from domains.timeseries.config import LEVELS, EvaluateConfig
+from domains.timeseries.data import WARM_UP
 from domains.timeseries.forecasts import Forecasts
 from domains.timeseries.history import History, cumulated
 from domains.timeseries.report import Outcomes, Scores, lines_of, plain, score
@@ -85,8 +86,12 @@ def evaluate(
     check_series(loaded, store)
     splits = splits_from_dict(store, loaded.splits, str(loaded.path / "data.json"))
     every = [store.history(i) for i in range(len(store))]
-    rows = [test_cutoffs(splits, i, len(history), config) for i, history in enumerate(every)]
-    kept = [i for i in range(len(store)) if len(rows[i])]
+    rows = [test_cutoffs(splits, i, history, config) for i, history in enumerate(every)]
+    wanted = {store.index(name) for name in config.series} or set(range(len(store)))
+    kept = [i for i in range(len(store)) if len(rows[i]) and i in wanted]
+    if not kept:
+        which = "none of the series asked for" if config.series else "no series"
+        raise UserError(f"{store.source_name}: {which} has {WARM_UP} observations before a forecast of the test part")
     walk = Walk(kept, [every[i] for i in kept], [rows[i] for i in kept], splits.validation_ends[kept], splits.horizon)
     found = _model_forecasts(loaded, store, walk, config, progress)
     for baseline in make_baselines(config.baselines, config.max_statistical):
@@ -96,8 +101,9 @@ def evaluate(
     outcomes = Outcomes.of(walk.histories, walk.cutoffs, walk.ends, walk.horizon)
     factor, unit = unit_of(loaded.scaler.kind, config)
     scores = score(outcomes, found, factor, reference=next(iter(found)))
+    some = f"{len(kept):,} of " if len(kept) < len(store) else ""
     note = (
-        f"{len(outcomes.series):,} cut-offs of {len(kept):,} series from {splits.to_dict()['test']}, "
+        f"{len(outcomes.series):,} cut-offs of {some}{len(store):,} series from {splits.to_dict()['test']}, "
         f"{walk.horizon} step{'s' if walk.horizon > 1 else ''} ahead"
     )
     return Evaluation(store.source_name, loaded.hash, unit, factor, outcomes, found, scores, note)
@@ -142,11 +148,16 @@ def check_series(loaded: ModelRecord, store: SeriesStore) -> None:
         )
 
 
-def test_cutoffs(splits: Splits, series: int, length: int, config: EvaluateConfig) -> np.ndarray:
-    """Rows of a series at which it is forecast, int64."""
-    found = splits.test_cutoffs(series, length)
-    rows = np.arange(found.start, found.stop, config.stride)
+def test_cutoffs(splits: Splits, series: int, history: History, config: EvaluateConfig) -> np.ndarray:
+    """Rows of a series at which it is forecast, int64; those of which too little is known to do so are left out."""
+    found = splits.test_cutoffs(series, len(history))
+    rows = _ripe(history, np.arange(found.start, found.stop))[:: config.stride]
     return rows if config.max_cutoffs is None else rows[-config.max_cutoffs :]
+
+
+def _ripe(history: History, rows: np.ndarray) -> np.ndarray:
+    """Those of the rows by which a series has shown enough increments."""
+    return rows[np.cumsum(~np.isnan(history.x))[rows] >= WARM_UP]
 
 
 def unit_of(kind: str, config: EvaluateConfig) -> tuple[float, str]:
@@ -173,8 +184,8 @@ def _model_forecasts(
     model, scaler, levels = loaded.model, loaded.scaler, np.array(LEVELS)
     rows: list[np.ndarray] = []
     found: list[Forecasts] = []
-    for place, cutoffs in tqdm(
-        zip(walk.places, walk.cutoffs, strict=True),
+    for place, history, cutoffs in tqdm(
+        zip(walk.places, walk.histories, walk.cutoffs, strict=True),
         total=len(walk.places),
         desc="walking",
         unit="series",
@@ -182,7 +193,7 @@ def _model_forecasts(
     ):
         first = max(0, int(cutoffs[0]) - config.calibration_window * config.stride)
         before = np.arange(first + (int(cutoffs[0]) - first) % config.stride, cutoffs[0], config.stride)
-        rows.append(np.concatenate([before, cutoffs]))
+        rows.append(np.concatenate([_ripe(history, before), cutoffs]))
         said = walk_series(model, scaler, store, place, rows[-1], config.chunk)
         found.append(forecasts(model, said, levels))
     wanted = [slice(len(all_rows) - len(cutoffs), None) for all_rows, cutoffs in zip(rows, walk.cutoffs, strict=True)]
@@ -205,7 +216,7 @@ def _model_forecasts(
         _rows_of(replace(one, quantiles=quantiles), part)
         for one, quantiles, part in zip(found, corrected, wanted, strict=True)
     ]
-    return {CALIBRATED: pooled(better), MODEL: plain}
+    return {MODEL: plain, CALIBRATED: pooled(better)}
 
 
 def _rows_of(found: Forecasts, rows: slice) -> Forecasts:

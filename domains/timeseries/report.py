@@ -12,6 +12,7 @@ from domains.timeseries.forecasts import Forecasts
 from domains.timeseries.history import History, cumulated
 
 TAILS = (0.05, 0.01)  # of value at risk
+_STEPS_SHOWN = 12  # in the table
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Outcomes:
         later: int64 (c, h), stamp of each outcome.
         day: int64 (c, h), local day of each outcome.
         x: float64 (c, h), outcomes in units of increments; NaN where missing.
-        size: float64 (c, h), mean size of such outcomes in the training part of the series (of MASE).
+        size: float64 (c, h), mean size of such outcomes in the training part of the series (of MASE); NaN where that
+            has none, or none but zeros.
     """
 
     names: tuple[str, ...]
@@ -45,13 +47,12 @@ class Outcomes:
         for i, (history, rows, end) in enumerate(zip(histories, cutoffs, ends, strict=True)):
             ahead = rows[:, None] + np.arange(1, horizon + 1)
             training = cumulated(history.x[:end], history.kind, np.arange(end), horizon)
-            size = np.nanmean(np.abs(training), axis=0)
             parts["series"].append(np.full(len(rows), i))
             parts["time"].append(history.time[rows])
             parts["later"].append(history.time[ahead])
             parts["day"].append(local_seconds(history.time[ahead], history.offset[ahead]) // 86_400)
             parts["x"].append(cumulated(history.x, history.kind, rows, horizon))
-            parts["size"].append(np.broadcast_to(size, ahead.shape))
+            parts["size"].append(np.broadcast_to(_mean_size(training), ahead.shape))
         joined = {name: np.concatenate(values) for name, values in parts.items()}
         return cls(tuple(history.name for history in histories), **joined)
 
@@ -87,9 +88,10 @@ def score(outcomes: Outcomes, found: Mapping[str, Forecasts], factor: float, ref
 
 @dataclass(frozen=True)
 class _Losses:
-    """One method: outcomes and forecasts in the unit of the table, and losses, (c, h)."""
+    """One method: outcomes, their usual size and forecasts in the unit of the table, and losses, (c, h)."""
 
     x: np.ndarray
+    size: np.ndarray
     forecasts: Forecasts
     crps: np.ndarray
     ticks: dict[float, np.ndarray]
@@ -99,7 +101,7 @@ class _Losses:
         own = Forecasts(given.levels, factor * given.quantiles, factor * given.mean, factor**2 * given.variance)
         x = np.where(np.isnan(own.mean), np.nan, factor * outcomes.x)
         ticks = {tail: metrics.pinball(x, _quantile(own, tail)[..., None], np.array([tail]))[..., 0] for tail in TAILS}
-        return cls(x, own, metrics.crps_from_quantiles(x, own.quantiles, own.levels), ticks)
+        return cls(x, factor * outcomes.size, own, metrics.crps_from_quantiles(x, own.quantiles, own.levels), ticks)
 
 
 def _score(outcomes: Outcomes, own: _Losses, reference: _Losses, is_reference: bool) -> Scores:
@@ -109,7 +111,7 @@ def _score(outcomes: Outcomes, own: _Losses, reference: _Losses, is_reference: b
     overall = {
         "crps": _mean(own.crps),
         "wql": metrics.weighted_quantile_loss(x, forecasts.quantiles, forecasts.levels),
-        "mase": _mean(np.abs(x - middle) / (outcomes.size * _factor(own, outcomes))),
+        "mase": _mean(np.abs(x - middle) / own.size),
         "qlike": metrics.qlike(x - forecasts.mean, forecasts.variance),
         "qlike_1": metrics.qlike((x - forecasts.mean)[:, 0], forecasts.variance[:, 0]),
     }
@@ -196,10 +198,11 @@ def _quantile(forecasts: Forecasts, level: float) -> np.ndarray:
     return forecasts.quantiles[..., place]
 
 
-def _factor(own: _Losses, outcomes: Outcomes) -> float:
-    """The unit of the table over that of the increments."""
-    known = ~np.isnan(own.x) & (outcomes.x != 0)
-    return float(np.median(own.x[known] / outcomes.x[known])) if known.any() else 1.0
+def _mean_size(values: np.ndarray) -> np.ndarray:
+    """Mean size of what is known in each column of (n, h); NaN where there is nothing, or nothing but zeros."""
+    known = (~np.isnan(values)).sum(axis=0)
+    total = np.nansum(np.abs(values), axis=0)
+    return np.where(total > 0, total / np.maximum(known, 1), np.nan)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -225,7 +228,6 @@ def pit(x: np.ndarray, forecasts: Forecasts) -> np.ndarray:
 
 def lines_of(scores: Mapping[str, Scores], unit: str) -> list[str]:
     """The tables of an evaluation, for people: a line each."""
-    steps = len(next(iter(scores.values())).by_step["crps"])
     columns: list[tuple[str, str, str]] = [
         ("CRPS", "crps", ".4f"),
         ("p", "crps_p", ".3f"),
@@ -253,22 +255,32 @@ def lines_of(scores: Mapping[str, Scores], unit: str) -> list[str]:
     lines += _table(scores, columns)
     lines += ["", "value at risk; p: could the difference in tick loss from the first line be chance", ""]
     lines += _table(scores, risks)
-    if steps > 1:
-        lines += ["", "CRPS by steps ahead", ""]
-        lines += _rows([["", *(str(h + 1) for h in range(steps))]] + [
-            [name, *(f"{value:.4f}" for value in one.by_step["crps"])] for name, one in scores.items()
-        ])  # fmt: skip
+    lines += _by_step(scores)
     partial = {name: one.covered for name, one in scores.items() if one.covered < 1}
     lines += [f"{name}: of {share:.0%} of the outcomes alone" for name, share in partial.items()]
     return lines
 
 
+def _by_step(scores: Mapping[str, Scores]) -> list[str]:
+    """CRPS by how far is looked ahead; of many steps some, from the first to the last."""
+    steps = len(next(iter(scores.values())).by_step["crps"])
+    if steps == 1:
+        return []
+    shown = np.unique(np.linspace(0, steps - 1, _STEPS_SHOWN).round().astype(int)).tolist()
+    cells = [["", *(str(h + 1) for h in shown)]]
+    cells += [[name, *(_cell(one.by_step["crps"][h], ".4f") for h in shown)] for name, one in scores.items()]
+    return ["", "CRPS by steps ahead", "", *_rows(cells)]
+
+
 def _table(scores: Mapping[str, Scores], columns: Sequence[tuple[str, str, str]]) -> list[str]:
     cells = [["", *(title for title, _, _ in columns)]]
     for name, one in scores.items():
-        values = [(one.overall.get(key), form) for _, key, form in columns]
-        cells.append([name, *("-" if v is None or np.isnan(v) else format(v, form) for v, form in values)])
+        cells.append([name, *(_cell(one.overall.get(key), form) for _, key, form in columns)])
     return _rows(cells)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None or np.isnan(value) else format(value, form)
 
 
 def _rows(cells: list[list[str]]) -> list[str]:
@@ -280,7 +292,7 @@ def _rows(cells: list[list[str]]) -> list[str]:
 
 
 def plain(scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """As plain values, for JSON; NaN becomes None."""
+    """As plain values, for JSON, which has no other numbers than finite ones; the rest becomes None."""
     return {
         name: {
             "overall": _clean(one.overall),
@@ -297,4 +309,4 @@ def _clean(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return float(value) if np.isfinite(value) else None

@@ -20,6 +20,7 @@ from torch import Tensor
 from domains import model_folder
 from domains.errors import UserError
 from domains.folder import read_json, write_json
+from domains.store_folder import META
 from domains.timeseries.calibration import Calibrator, quantiles_at
 from domains.timeseries.config import LEVELS, DataConfig, SourceConfig, TrainConfig
 from domains.timeseries.history import cumulated
@@ -32,6 +33,7 @@ from domains.timeseries.stream import forecasts, walk_series
 SCALER, CALIBRATION = "scaler.json", "calibration.json"
 FILES = model_folder.model_files(SCALER, CALIBRATION)
 _OUTCOMES = 20_000  # of the validation part that are looked at, for each step ahead
+_SERIES, _ROWS = 1000, 4_000_000  # that are read for it, at most, but for one series however long
 _CHUNK = 4096
 
 
@@ -50,12 +52,10 @@ class Calibration:
         """From the forecasts of the validation part, all series pooled."""
         levels = np.array(LEVELS)
         calibrator = Calibrator(levels, scaler.shape.horizon, _OUTCOMES)
-        total = sum(len(splits.validation_cutoffs(i)) for i in range(len(store)))
-        stride = max(1, total // _OUTCOMES)
-        for series in range(0, len(store), max(1, len(store) // 1000)):
+        chosen = _some_series(store, splits)
+        stride = max(1, sum(len(splits.validation_cutoffs(i)) for i in chosen) // _OUTCOMES)
+        for series in chosen:
             cutoffs = np.array(splits.validation_cutoffs(series))[::stride]
-            if not len(cutoffs):
-                continue
             said = walk_series(model, scaler, store, series, cutoffs, _CHUNK)
             found = forecasts(model, said, levels)
             history = store.history(series)
@@ -78,9 +78,10 @@ class Calibration:
         try:
             scores = np.asarray(values["normal_scores"], dtype=np.float64)
             fits = list(values["levels"]) == list(LEVELS) and scores.shape == (horizon, len(LEVELS))
+            fits = fits and bool(np.isfinite(scores).all()) and bool((np.diff(scores) >= 0).all())
         except (KeyError, TypeError, ValueError):
             fits = False
-        if not fits or not np.isfinite(scores).all():
+        if not fits:
             raise UserError(f"{where}: holds no calibration of {horizon} steps; restore the file or train again")
         return cls(scores)
 
@@ -149,7 +150,7 @@ def save_model(
     model = build_model(scaler.shape, config)
     model.load_state_dict({name: tensor.cpu() for name, tensor in weights.items()})
     calibration = Calibration.fit(model.eval(), scaler, store, splits)
-    portable = replace(config, data=_without_paths(config.data, str(data["source"])))
+    portable = replace(config, data=_portable(config.data, store, str(data["source"])))
     own: dict[str, Callable[[Path], None]] = {
         SCALER: lambda path: write_json(path, scaler.to_dict()),
         CALIBRATION: lambda path: write_json(path, calibration.to_dict()),
@@ -185,6 +186,25 @@ def load_model(folder: Path | str, device: str = "cpu") -> LoadedModel:
     return LoadedModel(**vars(record), model=model.to(device).eval(), hash=sha256)
 
 
-def _without_paths(data: DataConfig, source: str) -> DataConfig:
-    """The settings with the table by its name alone; the bundled series have none."""
-    return replace(data, path=source if data.path or data.store else "", store="", stores=SourceConfig.stores)
+def _some_series(store: SeriesStore, splits: Splits) -> list[int]:
+    """Series with a validation part, spread over the store: so many as can be read in a few minutes."""
+    members = [i for i in range(len(store)) if len(splits.validation_cutoffs(i))]
+    rows = int(splits.validation_ends[members].sum())
+    return members[:: max(1, -(-len(members) // _SERIES), -(-rows // _ROWS))]
+
+
+def _portable(data: DataConfig, store: SeriesStore, source: str) -> DataConfig:
+    """The settings with the table by its name alone (the bundled series have none), and with the columns that the store
+    was prepared with: who trains on a store need not name them, but who forecasts another table must know them."""
+    columns = read_json(store.path / META)["settings"]
+    return replace(
+        data,
+        path=source if data.path or data.store else "",
+        store="",
+        stores=SourceConfig.stores,
+        kind=store.kind,
+        past=store.past_names,
+        future=store.future_names,
+        static=store.static_names,
+        **columns,
+    )

@@ -5,7 +5,9 @@ a dozen numbers a series: a history that is read in two parts gives the bits of 
 nothing is scaled by a mean over a window or over a file.
 
 The size of moves is measured on the market's clock (:mod:`domains.timeseries.clock`): an increment is divided by the
-root of its hour's usual size before it enters a running mean square, and multiplied by that of the hour it forecasts.
+root of its hour's usual size before it enters the running mean squares. Their weighted sum, with weights learned from
+the training part, is the scale that everything is given in; times the profile of the hour to come, it is the spread
+that a forecast begins with.
 """
 
 from dataclasses import dataclass, field, replace
@@ -13,11 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from domains.timeseries.clock import Clock, harmonics, hour_of_week, local_seconds
+from domains.timeseries.clock import DECAYS, DOWN_DECAYS, Clock, harmonics, hour_of_week, local_seconds
 from domains.timeseries.history import increments
 
-DECAYS = (0.5, 0.8, 0.9, 0.94, 0.97, 0.99, 0.999)  # of the running mean squares
-SCALE = DECAYS.index(0.99)  # the one that everything is measured in
+BANK = len(DECAYS) + len(DOWN_DECAYS)  # running mean squares
 TRENDS = (0.8, 0.97)  # decays of the running means
 COVARIATE_DECAY = 0.999
 _LARGEST = 6.0  # logarithms of ratios beyond this say no more
@@ -32,7 +33,7 @@ class Running:
         y: last observation; NaN before the first.
         time: stamp of the last row, microseconds; -1 before the first.
         count: increments seen.
-        squares: float64 (len(DECAYS),), sums behind the running mean squares.
+        squares: float64 (BANK,), sums behind the running mean squares: of all increments, then of falls alone.
         means: float64 (len(TRENDS),), sums behind the running means.
         covariate_count, covariates: rows seen of each covariate, and (2, p) sums of values and squares.
     """
@@ -40,7 +41,7 @@ class Running:
     y: float = float("nan")
     time: int = -1
     count: int = 0
-    squares: np.ndarray = field(default_factory=lambda: np.zeros(len(DECAYS)))
+    squares: np.ndarray = field(default_factory=lambda: np.zeros(BANK))
     means: np.ndarray = field(default_factory=lambda: np.zeros(len(TRENDS)))
     covariate_count: np.ndarray = field(default_factory=lambda: np.zeros(0))
     covariates: np.ndarray = field(default_factory=lambda: np.zeros((2, 0)))
@@ -58,7 +59,7 @@ class Running:
     @classmethod
     def from_array(cls, values: np.ndarray) -> "Running":
         """What :meth:`to_array` gave."""
-        squares, means = 3 + len(DECAYS), 3 + len(DECAYS) + len(TRENDS)
+        squares, means = 3 + BANK, 3 + BANK + len(TRENDS)
         p = (len(values) - means) // 3
         return cls(
             y=float(values[0]),
@@ -73,7 +74,7 @@ class Running:
     @staticmethod
     def width(covariates: int) -> int:
         """Length of :meth:`to_array`."""
-        return 3 + len(DECAYS) + len(TRENDS) + 3 * covariates
+        return 3 + BANK + len(TRENDS) + 3 * covariates
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Seen(NamedTuple):
 
 def feature_count(past: int, future: int, static: int) -> int:
     """Numbers that a model gets with each row."""
-    return len(DECAYS) - 1 + len(TRENDS) + 5 + 6 + past + future + static
+    return BANK + len(TRENDS) + 5 + 6 + past + future + static
 
 
 def see(rows: Rows, kind: str, clock: Clock, before: Running) -> tuple[Seen, Running]:
@@ -140,14 +141,13 @@ def see(rows: Rows, kind: str, clock: Clock, before: Running) -> tuple[Seen, Run
         before: :meth:`Running.start`, or what the call for the rows before gave.
     """
     x = increments(rows.y, kind, before.y)
-    known = np.flatnonzero(~np.isnan(x))
-    moves = x[known] / np.sqrt(clock.of(rows.time[known], rows.offset[known]))
-    count = before.count + np.cumsum(~np.isnan(x))
-    squares, last_squares = _running(moves**2, DECAYS, before.squares, known, count)
+    known, moves, count = _moves_of(x, rows.time, rows.offset, clock, before.count)
+    squares, last_squares = _mean_squares(moves, known, count, before.squares)
     means, last_means = _running(moves, TRENDS, before.means, known, count)
     level, last_y = _last_known(rows.y, before.y)
     floor = _SMALLEST * (np.maximum(np.nan_to_num(np.abs(level)), 1e-30) if kind == "level" else 1.0)
-    scale = np.maximum(np.sqrt(squares[:, SCALE]), floor)
+    expected = (squares * clock.memory).sum(axis=1)  # row by row: a product of matrices would round by their size
+    scale = np.maximum(np.sqrt(expected), floor)
     covariates = np.concatenate([rows.past, rows.future], axis=1).astype(np.float64)
     mean, spread, sums, seen = _standard(covariates, before)
     inputs = np.concatenate(
@@ -174,6 +174,12 @@ def see(rows: Rows, kind: str, clock: Clock, before: Running) -> tuple[Seen, Run
         covariates=sums,
     )
     return Seen(x, scale, count, inputs, mean, spread), after
+
+
+def mean_squares(x: np.ndarray, time: np.ndarray, offset: np.ndarray, clock: Clock) -> np.ndarray:
+    """The running mean squares of a series from its first row on, float64 (n, BANK): what ``clock.memory`` weighs."""
+    known, moves, count = _moves_of(x, time, offset, clock, 0)
+    return _mean_squares(moves, known, count, np.zeros(BANK))[0]
 
 
 def steps_ahead(clock: Clock, time: np.ndarray, offset: np.ndarray, kind: str, horizon: int) -> np.ndarray:
@@ -212,6 +218,24 @@ def next_stamps(time: np.ndarray, offset: np.ndarray, horizon: int, weekends: bo
         day = (local_seconds(stamps, offset[-1:]) // 86_400 + 3) % 7
         stamps = stamps[day < 5]
     return stamps[:horizon], np.full(horizon, offset[-1], dtype=np.int32)
+
+
+def _moves_of(
+    x: np.ndarray, time: np.ndarray, offset: np.ndarray, clock: Clock, before: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows with an increment, their increments on the clock, and how many there were up to each row."""
+    known = np.flatnonzero(~np.isnan(x))
+    moves = x[known] / np.sqrt(clock.of(time[known], offset[known]))
+    return known, moves, before + np.cumsum(~np.isnan(x))
+
+
+def _mean_squares(
+    moves: np.ndarray, known: np.ndarray, count: np.ndarray, before: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of all increments and of falls, (n, BANK), and the sums to carry on."""
+    both, last = _running(moves**2, DECAYS, before[: len(DECAYS)], known, count)
+    falls, last_falls = _running(np.minimum(moves, 0.0) ** 2, DOWN_DECAYS, before[len(DECAYS) :], known, count)
+    return np.concatenate([both, falls], axis=1), np.concatenate([last, last_falls])
 
 
 def _running(
@@ -253,10 +277,9 @@ def _moves(
 
 
 def _ratios(squares: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Half the logarithm of each running mean square over the scale's."""
-    others = np.delete(squares, SCALE, axis=1)
+    """Half the logarithm of each running mean square over the square of the scale."""
     tiny = (scale[:, None] * np.exp(-_LARGEST)) ** 2
-    return np.clip(0.5 * np.log(np.maximum(others, tiny)) - np.log(scale)[:, None], -_LARGEST, _LARGEST)
+    return np.clip(0.5 * np.log(np.maximum(squares, tiny)) - np.log(scale)[:, None], -_LARGEST, _LARGEST)
 
 
 def _standard(covariates: np.ndarray, before: Running) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

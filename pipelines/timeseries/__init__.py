@@ -82,6 +82,7 @@ TIMESERIES = Domain(
             options=(
                 _MODEL,
                 ("baselines", "[names] of those wanted (all)"),
+                ("series", "[names] of the series that are scored (all)"),
                 ("stride", "every how many steps a forecast is made (1)"),
                 ("max_cutoffs", "forecasts a series, the last ones (all)"),
                 ("unit", "increments are multiplied by it in the table (100 for prices, else 1)"),

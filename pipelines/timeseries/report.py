@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from domains.timeseries.config import LEVELS
 from pipelines.jobs import Report
 from pipelines.plots import by_part, by_step, coverage_plot, fan_chart, pit_histogram, training_curve
 from pipelines.recorder import ModelCard
@@ -16,8 +17,16 @@ if TYPE_CHECKING:
 
 CARD = ModelCard(
     code=Path(__file__).with_name("pyfunc.py"),
-    inputs={},  # column names are those of the user's table
-    outputs={},
+    inputs={},  # as the user's table has them; it may also be a Polars frame, which MLflow could not check
+    outputs={
+        "series": "string",
+        "cutoff": "datetime",
+        "step": "long",
+        "stamp": "datetime",
+        "last": "double",
+        "scale": "double",
+        **{f"q{level:g}": "double" for level in LEVELS},
+    },
     packages=("mamba_core", "domains"),
     requires=("torch", "lightning", "numpy", "pandas", "pyyaml", "safetensors", "scipy", "tqdm"),
 )
@@ -35,7 +44,7 @@ def draw_evaluation(found: "Evaluation") -> dict[str, Figure]:
     from domains.timeseries.report import pit
 
     first = next(iter(found.found))
-    rivals = sorted(found.scores, key=lambda name: found.scores[name].overall["crps"])
+    rivals = sorted(found.scores, key=lambda name: np.nan_to_num(found.scores[name].overall["crps"], nan=np.inf))
     shown = [first, *[name for name in rivals if name != first][: _METHODS - 1]]
     x = found.factor * found.outcomes.x
     plots = {"fan_chart": _fan(found, first)}

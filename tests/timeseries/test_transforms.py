@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domains.timeseries.clock import HOURS_A_WEEK, Clock, hour_of_week
+from domains.timeseries.clock import DECAYS, DOWN_DECAYS, HOURS_A_WEEK, MEMORY, Clock, hour_of_week
 from domains.timeseries.history import KINDS, cumulated, increments
+from domains.timeseries.scaler import fit_memory
 from domains.timeseries.transforms import (
-    DECAYS,
-    SCALE,
     Rows,
     Running,
     feature_count,
+    mean_squares,
     next_stamps,
     see,
     steps_ahead,
@@ -33,7 +33,8 @@ def make_rows(seed: int, n: int, past: int = 1, future: int = 1) -> Rows:
 
 
 def a_clock() -> Clock:
-    return Clock(np.random.default_rng(0).uniform(0.2, 5.0, HOURS_A_WEEK))
+    rng = np.random.default_rng(0)
+    return Clock(rng.uniform(0.2, 5.0, HOURS_A_WEEK), rng.uniform(0.0, 0.2, len(MEMORY)))
 
 
 def test_increments_by_hand() -> None:
@@ -81,13 +82,29 @@ def test_nothing_of_the_future_is_seen(seed: int, n: int, kind: str, data: st.Da
 
 
 def test_running_mean_squares_by_hand() -> None:
-    """Against the definition: a mean with weights that fall by the decay, over what was seen."""
+    """Against the definition: means with weights that fall by the decay, over what was seen; then the sum of them."""
     rows, clock = make_rows(3, 40), a_clock()
-    seen, _ = see(rows, "price", clock, Running.start(2))
     moves = (increments(rows.y, "price") / np.sqrt(clock.of(rows.time, rows.offset)))[:25]
     moves = moves[~np.isnan(moves)]
-    weights = DECAYS[SCALE] ** np.arange(len(moves))[::-1]
-    assert seen.scale[24] == pytest.approx(np.sqrt((weights * moves**2).sum() / weights.sum()), rel=1e-12)
+    want = []
+    for decays, squares in ((DECAYS, moves**2), (DOWN_DECAYS, np.minimum(moves, 0) ** 2)):
+        for decay in decays:
+            weights = decay ** np.arange(len(moves))[::-1]
+            want.append((weights * squares).sum() / weights.sum())
+    x = increments(rows.y, "price")
+    assert mean_squares(x, rows.time, rows.offset, clock)[24] == pytest.approx(np.array(want), rel=1e-12)
+    seen, _ = see(rows, "price", clock, Running.start(2))
+    assert seen.scale[24] == pytest.approx(np.sqrt(clock.memory @ np.array(want)), rel=1e-12)
+
+
+def test_the_weights_of_the_mean_squares_are_found() -> None:
+    """Squares that follow a known mixture of fast and slow memory, and of falls."""
+    rng = np.random.default_rng(0)
+    terms = np.exp(rng.standard_normal((60_000, len(MEMORY))))
+    truth = np.array([0.1, 0, 0, 0.4, 0, 0, 0.3, 0, 0.5, 0, 0])
+    found = fit_memory(terms, terms @ truth * rng.chisquare(1, len(terms)))
+    assert found == pytest.approx(truth, abs=0.03)
+    assert fit_memory(terms[:100], terms[:100, 0]) is MEMORY
 
 
 def test_inputs_are_finite_and_as_many_as_announced() -> None:
@@ -120,6 +137,14 @@ def test_the_clock_is_found() -> None:
     others = np.delete(clock.profile, 38)
     assert clock.profile[38] > 15 * others.mean()
     assert Clock.from_dict(clock.to_dict(), "here").profile == pytest.approx(clock.profile)
+
+
+def test_hours_that_differ_by_chance_alone_are_not_believed() -> None:
+    time = np.arange(24 * 7 * 30, dtype=np.int64) * HOUR
+    hours = hour_of_week(time, np.zeros(len(time), np.int32))
+    x = np.random.default_rng(1).standard_t(4, len(time))
+    plain = np.bincount(hours, x**2) / np.bincount(hours) / (x**2).mean()
+    assert abs(np.log(plain)).max() > 3 * abs(np.log(Clock.fit([(hours, x)]).profile)).max()
 
 
 def test_local_clock_decides() -> None:

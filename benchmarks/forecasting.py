@@ -1,0 +1,78 @@
+"""The published forecasting numbers: each recipe trained and evaluated by the commands that users have.
+
+    python benchmarks/forecasting.py --experiment sp500 --json benchmarks/results/forecast_sp500.json
+    python benchmarks/forecasting.py --experiment usdchf --data usdchf_30min_1996_2000.parquet --unit 10000 --json ...
+
+The bundled series need no --data.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kernels import measured_commit
+from domains.folder import write_json
+from domains.hardware import describe_hardware, describe_versions
+
+SERIES = {"sp500": ["SP500"]}  # those that are scored; of other experiments all
+
+
+def run(words: list[str], threads: int) -> float:
+    """One command of the time series pipeline; its seconds."""
+    command = [sys.executable, "-m", "pipelines.timeseries", *words, "tracking.enabled=false"]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    return time.perf_counter() - start
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train and evaluate one experiment in ``folder``."""
+    data = [f"data.path={arguments.data.resolve()}"] if arguments.data else []
+    where = [f"run.dir={folder / 'run'}", f"data.stores={folder / 'stores'}"]
+    seconds = {"train": run(["train", f"experiment={arguments.experiment}", *data, *where], arguments.threads)}
+    words = ["evaluate", f"model={folder / 'run' / 'model'}", f"data.stores={folder / 'stores'}"]
+    if arguments.unit:
+        words.append(f"unit={arguments.unit:g}")
+    if names := SERIES.get(arguments.experiment):
+        words.append(f"series=[{','.join(names)}]")
+    seconds["evaluate"] = run(words, arguments.threads)
+    found = json.loads((folder / "run" / "evaluation" / "evaluation.json").read_text())
+    table = (folder / "run" / "evaluation" / "table.txt").read_text()
+    return {"seconds": seconds, "evaluation": found, "table": table.splitlines()}
+
+
+def main() -> None:
+    """Run, and write the JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", required=True, choices=("sp500", "usdchf", "dowjones"))
+    parser.add_argument("--data", type=Path, help="the table, where the experiment does not use the bundled one")
+    parser.add_argument("--unit", type=float, help="as of evaluate")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plots", type=Path, help="keep the plots of the evaluation in this folder")
+    arguments = parser.parse_args()
+    commit = measured_commit(None, arguments.json is not None)
+    with tempfile.TemporaryDirectory() as temporary:
+        found = measure(arguments, Path(temporary))
+        if arguments.plots:
+            arguments.plots.mkdir(parents=True, exist_ok=True)
+            for path in (Path(temporary) / "run" / "evaluation").glob("*.png"):
+                name = f"forecast_{arguments.experiment}_{path.stem}.png"
+                (arguments.plots / name).write_bytes(path.read_bytes())
+    if arguments.json:
+        import torch
+
+        hardware = describe_hardware(torch.device("cpu"), arguments.threads)
+        about = {"experiment": arguments.experiment, "hardware": hardware}
+        write_json(arguments.json, {**about, "commit": commit, "versions": describe_versions(), **found})
+        print(f"written to {arguments.json}")
+
+
+if __name__ == "__main__":
+    main()
