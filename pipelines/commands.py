@@ -112,10 +112,11 @@ def train_command(training: Training, root: TrainRoot, invocation: Invocation) -
 def import_command(training: Training, root: ImportRunRoot, invocation: Invocation) -> Outcome:
     """A run folder into MLflow."""
     from domains.session import run_config
-    from pipelines.jobs import import_folder
+    from pipelines.jobs import check_domain, import_folder
     from pipelines.places import find_run
 
     run_dir = find_run(root.run, root.tracking)
+    check_domain(invocation, run_dir)
     settings = to_dict(run_config(run_dir, training.config))
     listener = import_folder(invocation, root.tracking, run_dir, settings, load(training.report))
     onward = f"evaluate model={run_dir / 'model'}" if (run_dir / "model").is_dir() else f"train resume={run_dir}"
@@ -172,8 +173,9 @@ def _export(training: Training, root: TrainRoot, path: str, invocation: Invocati
 def _resumed_config(training: Training, root: TrainRoot, run_dir: Path, invocation: Invocation) -> Any:
     """The settings of the run, with what the user sets anew."""
     from domains.session import run_config
-    from pipelines.jobs import check_resume
+    from pipelines.jobs import check_domain, check_resume
 
+    check_domain(invocation, run_dir)
     config: Any = run_config(run_dir, training.config)
     for key in check_resume(invocation.overrides, importlib.import_module(training.module).FREE_ON_RESUME):
         copy_key(key, root, config)

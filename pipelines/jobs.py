@@ -83,6 +83,14 @@ def check_resume(overrides: Iterable[str], free: Iterable[str]) -> list[str]:
     return keys
 
 
+def check_domain(invocation: Invocation, run_dir: Path) -> None:
+    """Make sure that a run folder is one of this domain's, before its settings are read as such."""
+    domain = RunFolder.open(run_dir).info().get("domain")
+    if domain != invocation.domain.name:
+        word = invocation.command.word
+        raise UserError(f"{run_dir}: is a run of {domain!r}; give it to python -m pipelines.{domain} {word}")
+
+
 def run_training(
     invocation: Invocation, recorder: Recorder, run_dir: Path, report: Report, work: Callable[[], Result]
 ) -> Result:
@@ -172,11 +180,9 @@ def import_folder(
     """Record a run folder as it stands; the MLflow run gets the times and the status of the run folder.
 
     Raises:
-        UserError: the folder is none of this domain's runs, or tracking is off or out of reach.
+        UserError: tracking is off or out of reach.
     """
     info = RunFolder.open(run_dir).info()
-    if info.get("domain") != invocation.domain.name:
-        raise UserError(f"{run_dir}: is a run of {info.get('domain')!r}; import it with pipelines.{info.get('domain')}")
     if not tracking.enabled:
         raise UserError("import-run records in MLflow, so tracking.enabled=false leaves nothing to do; leave it out")
     quiet = replace(tracking, system_metrics=False)  # of this machine: no business of that run

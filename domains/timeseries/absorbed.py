@@ -1,7 +1,8 @@
 """What a series has absorbed: enough to tell whether rows that come again are the same rows.
 
 Of the last TAIL rows stamps and hashes are kept. All rows before them are folded into one number, which can be compared
-when the whole history comes again; a few old rows out of its middle can no longer be checked, and are refused.
+when they come again from the first row on, or from where the last input began (so that the same input can always be
+given twice). A few old rows out of the middle can no longer be checked, and are refused.
 """
 
 from dataclasses import dataclass, field, replace
@@ -11,30 +12,44 @@ import numpy as np
 
 NOTHING = np.uint64(0)
 TAIL = 256  # rows that can be compared one by one
+FACTS = 6  # width of Absorbed.facts
+DIFFERENT = "a row differs from what was absorbed"
+UNKNOWN = "a row before the last stamp was not there before"
+OLD = f"rows before the last {TAIL} are neither all that were absorbed nor the same"
+OTHER_STATIC = "static covariates differ from those absorbed"
 _PRIME = np.uint64(0x9E3779B97F4A7C15 | 1)
 
 
-def row_hashes(time: np.ndarray, y: np.ndarray, covariates: np.ndarray) -> np.ndarray:
+def row_hashes(time: np.ndarray, offset: np.ndarray, y: np.ndarray, covariates: np.ndarray) -> np.ndarray:
     """A number for each row, uint64 (n,): equal for equal stamp, observation and covariates, bit by bit.
 
     Args:
-        time: int64 (n,). y: float64 (n,). covariates: float32 (n, p).
+        time: int64 (n,). offset: int32 (n,). y: float64 (n,). covariates: float32 (n, p).
     """
-    columns = [time.view(np.uint64), _bits(y)] + [
-        _bits(covariates[:, j].astype(np.float64)) for j in range(covariates.shape[1])
-    ]
+    columns = [time.astype(np.int64).view(np.uint64), offset.astype(np.int64).view(np.uint64), _bits(y)]
     mixed = np.zeros(len(time), dtype=np.uint64)
-    for column in columns:
+    for column in [*columns, *(_bits(values) for values in covariates.T)]:
         mixed = _mix(mixed ^ column)
     return mixed
+
+
+def static_hash(static: np.ndarray) -> np.uint64:
+    """A number for the static covariates (s,) of a series."""
+    return fold(NOTHING, _mix(_bits(static)))
+
+
+class Problem(NamedTuple):
+    """Why rows of a series are refused."""
+
+    reason: str  # the same words for every series
+    detail: str  # which rows
 
 
 class Checked(NamedTuple):
     """Rows of one series that came, told apart."""
 
-    repeated: int  # rows that are the very ones absorbed
-    first_new: int  # index of the first row behind the last absorbed stamp
-    problem: str | None  # why the series is refused; None when it is not
+    repeated: int  # rows that are the very ones absorbed; the rest lies behind the last stamp
+    problem: Problem | None  # why the series is refused; None when it is not
 
 
 @dataclass(frozen=True)
@@ -44,58 +59,93 @@ class Absorbed:
     Attributes:
         count: how many.
         folded: uint64, all but the last TAIL of them.
+        began: how many there were before the first row of the last input. began_folded: uint64, these.
+        static: uint64, of :func:`static_hash`.
         times: int64 (t,), stamps of the last ones. hashes: uint64 (t,), of :func:`row_hashes`.
     """
 
     count: int = 0
     folded: np.uint64 = NOTHING
+    began: int = 0
+    began_folded: np.uint64 = NOTHING
+    static: np.uint64 = NOTHING
     times: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     @property
-    def last(self) -> int | None:
-        """Stamp of the last row, None before the first."""
-        return int(self.times[-1]) if len(self.times) else None
+    def facts(self) -> np.ndarray:
+        """All but stamps and hashes, int64 (FACTS,)."""
+        signed = [int(np.uint64(x).view(np.int64)) for x in (self.folded, self.began_folded, self.static)]
+        return np.array([self.count, self.began, len(self.times), *signed], dtype=np.int64)
 
-    def check(self, times: np.ndarray, hashes: np.ndarray) -> Checked:
+    @classmethod
+    def from_facts(cls, facts: np.ndarray, times: np.ndarray, hashes: np.ndarray) -> "Absorbed":
+        """What :attr:`facts` gave, with stamps and hashes int64 (TAIL,), of which the first ones count."""
+        count, began, kept = (int(value) for value in facts[:3])
+        folded, began_folded, static = (np.uint64(value) for value in facts[3:].view(np.uint64))
+        return cls(
+            count, folded, began, began_folded, static, times[:kept].copy(), hashes[:kept].copy().view(np.uint64)
+        )
+
+    def check(self, times: np.ndarray, hashes: np.ndarray, static: np.uint64 = NOTHING) -> Checked:
         """Compare rows that came, in the order of their stamps, with those absorbed."""
-        if self.last is None:
-            return Checked(0, 0, None)
-        new = int(np.searchsorted(times, self.last, side="right"))
-        recent = int(np.searchsorted(times[:new], self.times[0]))
-        problem = self._check_recent(times[recent:new], hashes[recent:new])
-        if problem is None and recent:
-            older = self.count - len(self.times)
-            if recent != older or fold(NOTHING, hashes[:recent]) != self.folded:
-                problem = (
-                    f"{recent} rows are older than the last {len(self.times)}, which alone are kept to compare with, "
-                    "and not the whole history that was absorbed"
-                )
-        return Checked(new, new, problem)
+        if not self.count:
+            return Checked(0, None)
+        if static != self.static:
+            return Checked(0, Problem(OTHER_STATIC, ""))
+        again = int(np.searchsorted(times, self.times[-1], side="right"))
+        recent = int(np.searchsorted(times[:again], self.times[0]))
+        problem = self._check_older(times[:recent], hashes[:recent])
+        problem = problem or self._check_recent(times[recent:again], hashes[recent:again])
+        return Checked(again, problem)
 
-    def _check_recent(self, times: np.ndarray, hashes: np.ndarray) -> str | None:
-        place = np.searchsorted(self.times, times)
-        known = self.times[np.minimum(place, len(self.times) - 1)] == times
-        if not known.all():
-            return (
-                f"row {np.datetime64(int(times[~known][0]), 'us')} lies before the last stamp and was not there before"
-            )
+    def _check_older(self, times: np.ndarray, hashes: np.ndarray) -> Problem | None:
+        """Rows before those that are kept: all of them, or all since the last input began."""
+        older = self.count - len(self.times)
+        if not len(times):
+            return None
+        if not older:
+            return Problem(UNKNOWN, _stamp(times[0]))
+        for before, folded in ((0, NOTHING), (self.began, self.began_folded)):
+            if len(times) == older - before and fold(folded, hashes) == self.folded:
+                return None
+        return Problem(OLD, f"{len(times)} rows up to {_stamp(times[-1])}")
+
+    def _check_recent(self, times: np.ndarray, hashes: np.ndarray) -> Problem | None:
+        place = np.searchsorted(self.times, times)  # below their number, as no stamp is later than the last
+        unknown = self.times[place] != times
+        if unknown.any():
+            return Problem(UNKNOWN, _stamp(times[unknown][0]))
         different = self.hashes[place] != hashes
         if different.any():
-            return f"row {np.datetime64(int(times[different][0]), 'us')} differs from what was absorbed"
+            return Problem(DIFFERENT, _stamp(times[different][0]))
         return None
 
-    def absorb(self, times: np.ndarray, hashes: np.ndarray) -> "Absorbed":
-        """With these rows behind the last one."""
-        all_times, all_hashes = np.append(self.times, times), np.append(self.hashes, hashes)
+    def absorb(self, times: np.ndarray, hashes: np.ndarray, static: np.uint64 = NOTHING) -> "Absorbed":
+        """With the rows behind the last stamp, of rows for which :meth:`check` found no problem."""
+        again = int(np.searchsorted(times, self.times[-1], side="right")) if self.count else 0
+        began, began_folded = self._place_of(times)
+        all_times, all_hashes = np.append(self.times, times[again:]), np.append(self.hashes, hashes[again:])
         leaving = max(0, len(all_times) - TAIL)
         return replace(
             self,
-            count=self.count + len(times),
+            count=self.count + len(times) - again,
             folded=fold(self.folded, all_hashes[:leaving]),
+            began=began,
+            began_folded=began_folded,
+            static=static,
             times=all_times[leaving:],
             hashes=all_hashes[leaving:],
         )
+
+    def _place_of(self, times: np.ndarray) -> tuple[int, np.uint64]:
+        """How many absorbed rows lie before the first of these, and what they fold to."""
+        older = self.count - len(self.times)
+        if older and times[0] < self.times[0]:  # one of the two places that rows may come again from
+            from_start = int(np.searchsorted(times, self.times[0])) == older
+            return (0, NOTHING) if from_start else (self.began, self.began_folded)
+        before = int(np.searchsorted(self.times, times[0]))
+        return older + before, fold(self.folded, self.hashes[:before])
 
 
 def fold(folded: np.uint64, hashes: np.ndarray) -> np.uint64:
@@ -106,6 +156,10 @@ def fold(folded: np.uint64, hashes: np.ndarray) -> np.uint64:
         powers = np.cumprod(np.full(len(hashes), _PRIME, dtype=np.uint64))  # P, P^2, ..., P^n
         weights = np.append(powers[::-1][1:], np.uint64(1))
         return np.uint64(folded * powers[-1] + np.sum(weights * hashes, dtype=np.uint64))
+
+
+def _stamp(time: np.int64) -> str:
+    return str(np.datetime64(int(time), "us"))
 
 
 def _bits(values: np.ndarray) -> np.ndarray:

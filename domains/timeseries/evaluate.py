@@ -91,7 +91,7 @@ def evaluate(
     kept = [i for i in range(len(store)) if len(rows[i]) and i in wanted]
     if not kept:
         which = "none of the series asked for" if config.series else "no series"
-        raise UserError(f"{store.source_name}: {which} has {WARM_UP} observations before a forecast of the test part")
+        raise UserError(f"{store.source_name}: {which} has rows in the test part and {WARM_UP} observations before it")
     walk = Walk(kept, [every[i] for i in kept], [rows[i] for i in kept], splits.validation_ends[kept], splits.horizon)
     found = _model_forecasts(loaded, store, walk, config, progress)
     for baseline in make_baselines(config.baselines, config.max_statistical):
@@ -149,15 +149,17 @@ def check_series(loaded: ModelRecord, store: SeriesStore) -> None:
 
 
 def test_cutoffs(splits: Splits, series: int, history: History, config: EvaluateConfig) -> np.ndarray:
-    """Rows of a series at which it is forecast, int64; those of which too little is known to do so are left out."""
+    """Rows of a series at which it is forecast, int64; none where baselines have next to nothing to be fitted on."""
+    if not _ripe(history)[: splits.validation_ends[series]].any():
+        return np.zeros(0, dtype=np.int64)
     found = splits.test_cutoffs(series, len(history))
-    rows = _ripe(history, np.arange(found.start, found.stop))[:: config.stride]
+    rows = np.arange(found.start, found.stop, config.stride)
     return rows if config.max_cutoffs is None else rows[-config.max_cutoffs :]
 
 
-def _ripe(history: History, rows: np.ndarray) -> np.ndarray:
-    """Those of the rows by which a series has shown enough increments."""
-    return rows[np.cumsum(~np.isnan(history.x))[rows] >= WARM_UP]
+def _ripe(history: History) -> np.ndarray:
+    """Whether a series has shown enough increments to be forecast by each of its rows, bool (n,)."""
+    return np.cumsum(~np.isnan(history.x)) >= WARM_UP
 
 
 def unit_of(kind: str, config: EvaluateConfig) -> tuple[float, str]:
@@ -193,7 +195,7 @@ def _model_forecasts(
     ):
         first = max(0, int(cutoffs[0]) - config.calibration_window * config.stride)
         before = np.arange(first + (int(cutoffs[0]) - first) % config.stride, cutoffs[0], config.stride)
-        rows.append(np.concatenate([_ripe(history, before), cutoffs]))
+        rows.append(np.concatenate([before[_ripe(history)[before]], cutoffs]))
         said = walk_series(model, scaler, store, place, rows[-1], config.chunk)
         found.append(forecasts(model, said, levels))
     wanted = [slice(len(all_rows) - len(cutoffs), None) for all_rows, cutoffs in zip(rows, walk.cutoffs, strict=True)]

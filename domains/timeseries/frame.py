@@ -1,17 +1,20 @@
 """Forecasts of a table in memory, without a state kept: for model servers and notebooks."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from domains.errors import UserError
 from domains.timeseries.config import LEVELS
-from domains.timeseries.stream import Carried, Stretch, forecasts, stream
+from domains.timeseries.forecast_shard import ahead_of, is_ripe, observed_rows, tabulate
+from domains.timeseries.stream import Carried, Stretch, stream
 from domains.timeseries.trained import LoadedModel
-from domains.timeseries.transforms import Rows, next_stamps
+from domains.timeseries.transforms import Rows
 
-CHUNK = 2048
-_PLAIN = ("series", "cutoff", "step", "stamp", "last", "scale")
+_CHUNK = 2048
+_ROWS = 262_144  # read at once
+_NAMES = ("series", "cutoff", "step", "stamp", "last", "centre", "scale", *(f"q{level:g}" for level in LEVELS))
 
 
 def forecast_columns(
@@ -21,73 +24,97 @@ def forecast_columns(
     y: np.ndarray,
     covariates: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Read each series from its first row to its last, and forecast behind that.
+    """Read each series from its first row to its last, and forecast behind that, as the batch job does.
 
     Args:
-        loaded: the model, on the CPU.
+        loaded: the model.
         names: (n,), the series of each row.
         time: int64 (n,), microseconds since 1970 UTC; sorted within each series or not.
-        y: float64 (n,), observations, NaN where missing.
+        y: float64 (n,), observations, NaN where missing. With covariates known in advance, rows at the end of a series
+            without observation are its schedule.
         covariates: column to float (n,), those of the model's training.
 
     Returns:
-        Columns of one row for each series and step ahead: series, cutoff and stamp (int64, microseconds), step, last,
-        scale (standard deviation of the increment) and ``q<level>`` in units of y. Series that have shown too few
-        observations have NaN.
+        Columns of one row for each series and step ahead, series in the order in which they come: series, cutoff and
+        stamp (int64, microseconds), step, last, centre, scale and ``q<level>``
+        (:class:`domains.timeseries.output.ForecastTable`). Series that have shown too few observations have NaN from
+        centre on.
 
     Raises:
-        UserError: a covariate is missing, or two rows of a series have the same stamp.
+        UserError: a covariate is missing, two rows of a series have the same stamp, or a price is not positive.
     """
-    found: dict[str, list[Any]] = {
-        name: []
-        for name in ("series", "cutoff", "step", "stamp", "last", "scale", *(f"q{level:g}" for level in LEVELS))
-    }
-    for name in dict.fromkeys(names.tolist()):
-        rows = np.flatnonzero(names == name)
-        rows = rows[np.argsort(time[rows], kind="stable")]
+    if loaded.scaler.kind == "price" and (y <= 0).any():
+        at = int(np.flatnonzero(y <= 0)[0])
+        raise UserError(f"series {names[at]!r}: {y[at]} is not a positive price; take the row out")
+    groups = [(name, _stretch(loaded, name, rows, time, y, covariates or {})) for name, rows in _by_series(names, time)]
+    parts = [_forecast(loaded, batch) for batch in _batches([group for group in groups if group[1].new])]
+    joined = {column: [part[column] for part in parts] for column in _NAMES}
+    columns = {column: np.concatenate(values) if values else np.zeros(0) for column, values in joined.items()}
+    place: dict[Any, int] = {name: i for i, (name, _) in enumerate(groups)}
+    order = np.argsort([place[name] for name in columns["series"].tolist()], kind="stable")
+    return {column: values[order] for column, values in columns.items()}
+
+
+def _by_series(names: np.ndarray, time: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Each series, in the order in which they come, with its rows by their stamps."""
+    numbers: dict[str, int] = {}
+    codes = np.array([numbers.setdefault(name, len(numbers)) for name in names.tolist()], dtype=np.int64)
+    order = np.lexsort((time, codes))
+    borders = np.flatnonzero(np.diff(codes[order])) + 1
+    for name, rows in zip(numbers, np.split(order, borders) if len(order) else [], strict=True):
         if (np.diff(time[rows]) == 0).any():
             raise UserError(f"series {name!r}: two rows have the same stamp; keep one of them")
-        for column, values in _one(loaded, name, time[rows], y[rows], _columns(loaded, covariates or {}, rows)).items():
-            found[column].append(values)
-    return {column: np.concatenate(values) if values else np.zeros(0) for column, values in found.items()}
+        yield name, rows
 
 
-def _one(
-    loaded: LoadedModel, name: Any, time: np.ndarray, y: np.ndarray, columns: tuple[np.ndarray, ...]
-) -> dict[str, np.ndarray]:
-    scaler, h, n = loaded.scaler, loaded.scaler.shape.horizon, len(time)
-    offset = np.zeros(n, np.int32)
-    stamps, offsets = next_stamps(time, offset, h, scaler.weekends)
-    past, future, static = columns
-    rows = Rows(time, offset, y, past, future, static).extended(stamps, offsets)
-    start = Carried.start(loaded.model, scaler, 1)
-    said, after = stream(loaded.model, scaler, [Stretch(rows, n, np.array([n - 1]))], start, CHUNK)
-    found = forecasts(loaded.model, said[0], np.array(LEVELS))
-    last = after.running[0].y
-    values = loaded.calibration.apply(found.quantiles[0]) if said[0].ripe[0] else np.full((h, len(LEVELS)), np.nan)
-    values = {"price": last * np.exp(values), "level": last + values, "return": values}[scaler.kind]
-    table = {
-        "series": np.full(h, name),
-        "cutoff": np.full(h, time[-1]),
-        "step": np.arange(1, h + 1),
-        "stamp": stamps,
-        "last": np.full(h, last),
-        "scale": np.sqrt(found.variance[0]),
-    }
-    return table | {f"q{level:g}": values[:, j] for j, level in enumerate(LEVELS)}
-
-
-def _columns(loaded: LoadedModel, given: dict[str, np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Past (n, p) and future (n, f) covariates of a series, and its static ones (s,)."""
-    shape = loaded.scaler.shape
-    for name in (*shape.past, *shape.future, *shape.static):
-        if name not in given:
-            raise UserError(f"the table has no column {name!r}, a covariate of the model")
-    past, future = (
-        np.stack([given[name][rows].astype(np.float32) for name in names], axis=1)
-        if names
-        else np.zeros((len(rows), 0), np.float32)
-        for names in (shape.past, shape.future)
+def _stretch(
+    loaded: LoadedModel, name: str, rows: np.ndarray, time: np.ndarray, y: np.ndarray, given: dict[str, np.ndarray]
+) -> Stretch:
+    """All rows of a series, with a forecast wanted behind the last that has come."""
+    shape, scaler = loaded.scaler.shape, loaded.scaler
+    for column in (*shape.past, *shape.future, *shape.static):
+        if column not in given:
+            raise UserError(f"the table has no column {column!r}, a covariate of the model")
+    past, future, static = (
+        np.array([given[column][rows] for column in columns], dtype=np.float32).reshape(len(columns), len(rows)).T
+        for columns in (shape.past, shape.future, shape.static)
     )
-    static = np.array([given[name][rows[0]] for name in shape.static], dtype=np.float32)
-    return past, future, static
+    own = time[rows]
+    found = Rows(own, _offsets(own, loaded.config.data.zone), y[rows], past, future, static[0])
+    count = observed_rows(found.y, scaler)
+    return Stretch(ahead_of(found, count, scaler, own[:count]), count, np.arange(max(0, count - 1), count))
+
+
+def _offsets(time: np.ndarray, zone: str) -> np.ndarray:
+    """Seconds that the clock of the training is ahead of UTC, int32."""
+    if not zone:
+        return np.zeros(len(time), dtype=np.int32)
+    import pandas as pd
+
+    there = pd.DatetimeIndex(time.astype("datetime64[us]"), tz="UTC").tz_convert(zone)
+    local = there.tz_localize(None).to_numpy().astype("datetime64[us]").astype(np.int64)
+    return ((local - time) // 1_000_000).astype(np.int32)
+
+
+def _batches(groups: list[tuple[str, Stretch]]) -> Iterator[list[tuple[str, Stretch]]]:
+    """Series of like length together."""
+    batch: list[tuple[str, Stretch]] = []
+    for group in sorted(groups, key=lambda group: group[1].new):
+        if batch and (len(batch) + 1) * group[1].new > _ROWS:
+            yield batch
+            batch = []
+        batch.append(group)
+    if batch:
+        yield batch
+
+
+def _forecast(loaded: LoadedModel, batch: list[tuple[str, Stretch]]) -> dict[str, np.ndarray]:
+    names, stretches = [name for name, _ in batch], [stretch for _, stretch in batch]
+    start = Carried.start(loaded.model, loaded.scaler, len(batch))
+    said, after = stream(loaded.model, loaded.scaler, stretches, start, _CHUNK)
+    last = np.array([running.y for running in after.running])
+    columns = tabulate(names, stretches, said, last, loaded, calibrate=True).columns()
+    young = np.repeat([not is_ripe(running) for running in after.running], loaded.scaler.shape.horizon)
+    for column in _NAMES[_NAMES.index("centre") :]:
+        columns[column] = np.where(young, np.nan, columns[column])
+    return columns

@@ -174,6 +174,8 @@ def _chi_squared_tail(statistic: float, pairs: int) -> float:
 def _directions(outcomes: Outcomes, own: _Losses) -> dict[str, float]:
     """Signs one step ahead, and rank correlation across series where there are three or more."""
     middle = _quantile(own.forecasts, 0.5)[:, 0]
+    # A median that rounding alone moves from 0 names no direction.
+    middle = np.where(np.abs(middle) < 1e-6 * np.sqrt(own.forecasts.variance[:, 0]), 0.0, middle)
     signs = significance.direction_accuracy(own.x[:, 0], middle)
     found = {"direction": signs.share, "direction_low": signs.low, "direction_high": signs.high}
     if len(outcomes.names) >= 3:

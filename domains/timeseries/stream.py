@@ -20,6 +20,10 @@ from domains.timeseries.store import SeriesStore
 from domains.timeseries.transforms import Rows, Running, Seen, see
 from mamba_core.state import State
 
+_ROWS = 4096  # of all series in a call on a CPU: what becomes of them on the way stays in its cache, twice as fast
+_LEAST = 64  # rows of each series in a call: the chunk of the model's operations
+_STEPS = 16  # stretches up to this length are read row by row: a chunk would be padding for the most part
+
 
 @dataclass(frozen=True)
 class Carried:
@@ -83,12 +87,9 @@ def stream(
         found, after = see(stretch.rows.part(slice(0, stretch.new)), scaler.kind, scaler.clock, earlier)
         seen.append(found)
         running.append(after)
-    history, state = _read(model, [found.inputs for found in seen], [s.cutoffs for s in stretches], before.state, chunk)
-    said = [
-        _say(model, scaler, stretch, found, hidden)
-        for stretch, found, hidden in zip(stretches, seen, history, strict=True)
-    ]
-    return said, Carried(tuple(running), state)
+    cutoffs = [stretch.cutoffs for stretch in stretches]
+    history, state = _read(model, [found.inputs for found in seen], cutoffs, before.state, chunk)
+    return _say(model, scaler, stretches, seen, history), Carried(tuple(running), state)
 
 
 def walk_series(
@@ -101,6 +102,12 @@ def walk_series(
     rows = padded(read_rows(store, series, 0, min(part.stop - part.start, needed)), needed)
     said, _ = stream(model, scaler, [Stretch(rows, count, cutoffs)], Carried.start(model, scaler, 1), chunk)
     return said[0]
+
+
+def joined(said: Sequence[Said]) -> Said:
+    """Forecasts of several series, one behind the other."""
+    spread, ripe = (np.concatenate([getattr(one, name) for one in said]) for name in ("spread", "ripe"))
+    return Said(torch.cat([one.raw for one in said]), spread, ripe)
 
 
 def forecasts(model: Forecaster, said: Said, levels: np.ndarray) -> Forecasts:
@@ -117,37 +124,66 @@ def forecasts(model: Forecaster, said: Said, levels: np.ndarray) -> Forecasts:
 
 def _read(
     model: Forecaster, inputs: list[np.ndarray], cutoffs: list[np.ndarray], state: State, chunk: int
-) -> tuple[list[Tensor], State]:
-    """The backbone over all rows, chunk by chunk; its output (k, d_model) at the cut-offs of each series."""
+) -> tuple[Tensor, State]:
+    """The backbone over all rows, chunk by chunk; its output (k, d_model) at the cut-offs, series after series."""
     parameter = next(model.parameters())
-    lengths = [len(rows) for rows in inputs]
-    kept: list[list[Tensor]] = [[] for _ in inputs]
-    for start in range(0, max(lengths), chunk):
-        stop = min(start + chunk, max(lengths))
-        block = np.zeros((len(inputs), stop - start, inputs[0].shape[1]), dtype=np.float32)
-        seq_idx = np.full(block.shape[:2], -1, dtype=np.int64)
-        for i, rows in enumerate(inputs):
-            part = rows[start:stop]
-            block[i, : len(part)] = part
-            seq_idx[i, : len(part)] = 0
-        tensor = torch.from_numpy(block).to(parameter)
-        whole = min(lengths) >= stop  # no padding to tell the model of
-        index = None if whole else torch.from_numpy(seq_idx).to(parameter.device)
-        hidden, state = model.read(tensor, state, seq_idx=index)
-        for i, rows_wanted in enumerate(cutoffs):
-            here = rows_wanted[(rows_wanted >= start) & (rows_wanted < stop)] - start
-            kept[i].append(hidden[i, torch.from_numpy(here).to(hidden.device)])
-    return [torch.cat(parts) for parts in kept], state
+    lengths = np.array([len(rows) for rows in inputs])
+    by_steps = lengths.max() <= _STEPS and all(block.mixer.capabilities.steps for _, block in model.backbone.blocks())
+    if by_steps:
+        chunk = 1
+    elif parameter.device.type == "cpu":
+        chunk = min(chunk, max(_LEAST, _ROWS // len(inputs) // _LEAST * _LEAST))
+    order = np.argsort(lengths, kind="stable")  # the short ones first: those that have ended leave from the front
+    place = np.argsort(order)
+    padded_inputs = np.zeros((len(inputs), lengths.max(), inputs[0].shape[1]), dtype=np.float32)
+    for i, rows in enumerate(inputs):
+        padded_inputs[place[i], : len(rows)] = rows
+    at = np.concatenate(cutoffs)
+    owner = np.repeat(place, [len(rows) for rows in cutoffs])
+    kept = torch.empty(len(at), model.backbone.config.d_model, dtype=parameter.dtype, device=parameter.device)
+    state, ended, first = state.rows(torch.from_numpy(order).to(parameter.device)), [], 0
+    for start in range(0, int(lengths.max()), chunk):
+        gone = int(np.searchsorted(lengths[order], start, side="right")) - first
+        if gone:
+            ended.append(state.rows(slice(0, gone)))
+            state, first = state.rows(slice(gone, None)), first + gone
+        block = torch.from_numpy(padded_inputs[first:, start : start + chunk]).to(parameter)
+        left = torch.from_numpy(lengths[order[first:]] - start).to(parameter.device)
+        hidden, state = _one_step(model, block, state) if by_steps else _one_chunk(model, block, left, state)
+        here = np.flatnonzero((at >= start) & (at < start + chunk))
+        kept[here] = hidden[owner[here] - first, at[here] - start]
+    back = torch.from_numpy(place).to(parameter.device)
+    return kept, State.cat([*ended, state]).rows(back)
 
 
-def _say(model: Forecaster, scaler: Scaler, stretch: Stretch, seen: Seen, history: Tensor) -> Said:
-    """The head at the cut-offs of one series."""
-    ahead = _ahead(stretch, seen, scaler)
+def _one_step(model: Forecaster, block: Tensor, state: State) -> tuple[Tensor, State]:
+    hidden, state = model.backbone.step(model.embed(block[:, 0]), state)
+    return hidden[:, None], state
+
+
+def _one_chunk(model: Forecaster, block: Tensor, left: Tensor, state: State) -> tuple[Tensor, State]:
+    """A chunk of rows (b, l, features), of which the first ``left`` (b,) are real."""
+    if int(left.min()) >= block.shape[1]:  # no padding to tell the model of
+        return model.read(block, state)
+    real = torch.arange(block.shape[1], device=block.device) < left[:, None]
+    return model.read(block, state, seq_idx=real.long() - 1)
+
+
+def _say(
+    model: Forecaster, scaler: Scaler, stretches: Sequence[Stretch], seen: list[Seen], history: Tensor
+) -> list[Said]:
+    """The head at the cut-offs of all series; ``history`` (k, d_model), series after series."""
     parameter = next(model.parameters())
-    inputs = torch.from_numpy(seen.inputs[stretch.cutoffs]).to(parameter)
-    cells, known = torch.from_numpy(ahead[0]).to(parameter.device), torch.from_numpy(ahead[1]).to(parameter)
-    raw = model.say(history, inputs, cells, known)
-    return Said(raw.cpu(), ahead[2], seen.shown[stretch.cutoffs] >= WARM_UP)
+    pairs = list(zip(stretches, seen, strict=True))
+    ahead = [_ahead(stretch, found, scaler) for stretch, found in pairs]
+    cells, known = (torch.from_numpy(np.concatenate([one[j] for one in ahead])) for j in (0, 1))
+    inputs = torch.from_numpy(np.concatenate([found.inputs[stretch.cutoffs] for stretch, found in pairs]))
+    raw = model.say(history, inputs.to(parameter), cells.to(parameter.device), known.to(parameter))
+    parts = raw.cpu().split([len(stretch.cutoffs) for stretch in stretches])
+    return [
+        Said(part, one[2], found.shown[stretch.cutoffs] >= WARM_UP)
+        for part, one, (stretch, found) in zip(parts, ahead, pairs, strict=True)
+    ]
 
 
 def _ahead(stretch: Stretch, seen: Seen, scaler: Scaler) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

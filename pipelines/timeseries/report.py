@@ -24,6 +24,7 @@ CARD = ModelCard(
         "step": "long",
         "stamp": "datetime",
         "last": "double",
+        "centre": "double",
         "scale": "double",
         **{f"q{level:g}": "double" for level in LEVELS},
     },

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.cli import main
+from pipelines.cli import Domain, main
 from pipelines.genomics import GENOMICS
+from pipelines.timeseries import TIMESERIES
 from pipelines.tracking import set_environment
+from tests.timeseries.panels import panel
 
 set_environment()  # before anything imports mlflow
 
@@ -32,6 +34,20 @@ TINY = (
     "trainer.checkpoint_every=4",
     "trainer.health_every=4",
     "tracking.system_metrics=false",
+)
+
+SMALL = (  # the same of time series
+    "data.path=panel.parquet",
+    "data.past=[volume]",
+    "data.future=[holiday]",
+    "data.static=[size]",
+    "data.horizon=2",
+    "data.test=2014-02-03",
+    "data.validation=2013-11-04",
+    "data.window=32",
+    "data.tokens_per_step=128",
+    "data.validation_tokens=512",
+    *(word for word in TINY if word.split(".")[0] in ("backbone", "trainer", "tracking")),
 )
 
 
@@ -83,17 +99,33 @@ def workspace(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPa
         mlflow.end_run("FAILED")
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a genomics command line in this process."""
-
+def runner(domain: Domain, capsys: pytest.CaptureFixture[str]) -> Cli:
     def run(*words: str) -> Finished:
         capsys.readouterr()
-        code = main(GENOMICS, words)
+        code = main(domain, words)
         captured = capsys.readouterr()
         return Finished(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs a genomics command line in this process."""
+    return runner(GENOMICS, capsys)
+
+
+@pytest.fixture
+def series_workspace(workspace: Path) -> Path:
+    """The current folder: a small panel of series and an empty database."""
+    panel().write_parquet(workspace / "panel.parquet")
+    return workspace
+
+
+@pytest.fixture
+def series_cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs a time series command line in this process."""
+    return runner(TIMESERIES, capsys)
 
 
 @pytest.fixture(scope="session")

@@ -264,4 +264,4 @@ def test_import_run_wants_a_run_folder_of_this_domain(cli: Cli, workspace: Path,
     (run_folder / "run.json").write_text(json.dumps(info | {"domain": "audio"}))
     done = cli("import-run", f"run={run_folder}")
     assert done.code == 2
-    assert "is a run of 'audio'; import it with pipelines.audio" in done.err
+    assert "is a run of 'audio'; give it to python -m pipelines.audio import-run" in done.err

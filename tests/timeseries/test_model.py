@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,7 @@ from domains.timeseries.clock import HOURS_A_WEEK
 from domains.timeseries.config import LEVELS, DataConfig, HeadConfig, TrainConfig
 from domains.timeseries.history import cumulated
 from domains.timeseries.model import Forecaster, Shape, build_model, parameter_count
+from domains.timeseries.scaler import Scaler
 from domains.timeseries.splits import make_splits, splits_from_dict
 from domains.timeseries.store import SeriesStore, prepare_store
 from domains.timeseries.stream import Said, forecasts, walk_series
@@ -109,7 +111,8 @@ def test_the_first_forecast_is_as_wide_as_expected(shape: Shape, head: HeadConfi
     assert np.allclose(found.variance / spread**2, 1, atol=0.06)
     assert np.allclose(found.quantiles[..., ::-1], -found.quantiles, atol=1e-9)
     assert (np.diff(found.quantiles) > 0).all()
-    assert np.allclose(found.quantiles[..., -1] / spread, 2.33, atol=0.4)
+    widest = found.quantiles[..., -1] / spread  # of a normal distribution 2.33; mixtures have longer tails
+    assert ((widest > 2.3) & (widest < 2.9)).all()
 
 
 def test_sizes_that_do_not_fit_are_told_in_one_line() -> None:
@@ -212,7 +215,7 @@ def test_its_record_is_read_without_the_weights(folder: Path) -> None:
 def test_who_trains_on_a_store_leaves_the_columns_of_its_table(tmp_path: Path) -> None:
     """The store knows them, the settings do not; a forecast of another table needs them."""
     names = {"unique_id": "ticker", "ds": "day", "y": "close"}
-    panel().rename(names).with_columns(pl_log_returns("close")).write_parquet(tmp_path / "table.parquet")
+    panel().rename(names).with_columns(log_returns("close")).write_parquet(tmp_path / "table.parquet")
     source = panel_config(tmp_path / "table.parquet").data
     source = replace(source, id="ticker", time="day", target=["close"], kind="return")
     prepared = prepare_store(source, progress=False)
@@ -226,9 +229,7 @@ def test_who_trains_on_a_store_leaves_the_columns_of_its_table(tmp_path: Path) -
     assert (kept.path, kept.store, kept.min_rows) == ("table.parquet", "", 30)
 
 
-def pl_log_returns(column: str) -> Any:
-    import polars as pl
-
+def log_returns(column: str) -> pl.Expr:
     return pl.col(column).log().diff().over("ticker")
 
 
@@ -255,8 +256,6 @@ def test_a_calibration_of_few_outcomes_changes_nothing(tmp_path: Path) -> None:
     config = panel_config(tmp_path / "table.parquet", data={"validation": "2014-01-20"})
     prepared = prepare_store(config.data, progress=False)
     splits = make_splits(prepared, config.data)
-    from domains.timeseries.scaler import Scaler
-
     scaler = Scaler.fit(prepared, splits)
     found = Calibration.fit(model_of(scaler.shape), scaler, prepared, splits)
     quantiles = np.sort(np.random.default_rng(0).standard_normal((5, 2, len(LEVELS))))
