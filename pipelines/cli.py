@@ -63,11 +63,19 @@ class Command:
 
 @dataclass(frozen=True)
 class Domain:
-    """A field, and the commands it answers to. Root configurations are configs/<name>_<word>.yaml."""
+    """A field, and the commands it answers to. Root configurations are configs/<name>_<word>.yaml.
+
+    Attributes:
+        name: as in ``python -m pipelines.<name>``.
+        summary: one line.
+        commands: its words.
+        experiments: those of the recipes in configs/experiment that are its own.
+    """
 
     name: str
     summary: str
     commands: tuple[Command, ...]
+    experiments: tuple[str, ...] = ()
 
     @property
     def program(self) -> str:
@@ -80,6 +88,13 @@ class Domain:
     def root(self, command: Command) -> str:
         """Name of the command's root configuration."""
         return f"{self.name}_{command.word.replace('-', '_')}"
+
+    def groups(self, command: Command) -> dict[str, list[str]]:
+        """The groups that the command's configuration chooses from, each with the names of its files."""
+        from pipelines import config
+
+        found = config.groups(self.root(command))
+        return found | ({"experiment": sorted(self.experiments)} if "experiment" in found else {})
 
 
 @dataclass(frozen=True)
@@ -220,7 +235,7 @@ def _compose_and_run(domain: Domain, command: Command, flags: list[str], overrid
     from pipelines import config
 
     root = domain.root(command)
-    groups = config.groups(root)
+    groups = domain.groups(command)
     typed = [text for text in overrides if text not in _HYDRA]
     own_groups = any(flag.startswith(("--config-dir", "-cd")) for flag in flags)
     check_form(typed, {} if own_groups else groups)

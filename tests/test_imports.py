@@ -16,7 +16,8 @@ FORBIDDEN = {
     "domains": ("pipelines", "configs", "hydra", "omegaconf", "mlflow"),
     "pipelines": ("torch", "mamba_core"),  # it knows no tensor shapes
 }
-LATE = ("Bio", "polars", "matplotlib")  # absent from machines that only train: in domains, inside functions alone
+# Absent from machines that only train, or slow to import: in domains, inside functions alone.
+LATE = ("Bio", "arch", "matplotlib", "pandas", "polars", "pyarrow", "ray", "scipy", "statsforecast")
 
 
 def imports(source: str, *, late: bool = True) -> Iterator[str]:

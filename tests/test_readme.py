@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import report
 from pipelines.genomics import GENOMICS
+from pipelines.timeseries import TIMESERIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -51,9 +52,18 @@ def test_results_say_where_and_from_what() -> None:
         assert {"cpu", "device"} <= result["hardware"].keys()
 
 
-def test_commands_and_links_exist() -> None:
-    words = {command.word for command in GENOMICS.commands}
-    used = set(re.findall(r"python -m pipelines\.genomics ([a-z-]+)", README))
-    assert used == words
+def test_every_command_is_shown_and_none_that_there_is_not() -> None:
+    """A command that all domains have is shown with one of them at least."""
+    shown: dict[str, set[str]] = {}
+    for name, word in re.findall(r"python -m pipelines\.(\w+) ([a-z-]+)", README):
+        shown.setdefault(name, set()).add(word)
+    words = {domain.name: set(domain.words) for domain in (GENOMICS, TIMESERIES)}
+    assert shown.keys() == words.keys()
+    assert set.union(*shown.values()) == set.union(*words.values())
+    for name, own in words.items():
+        assert own - set.intersection(*words.values()) <= shown[name] <= own
+
+
+def test_links_exist() -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / link).exists(), link

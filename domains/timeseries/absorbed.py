@@ -17,7 +17,7 @@ DIFFERENT = "a row differs from what was absorbed"
 UNKNOWN = "a row before the last stamp was not there before"
 OLD = f"rows before the last {TAIL} are neither all that were absorbed nor the same"
 OTHER_STATIC = "static covariates differ from those absorbed"
-_PRIME = np.uint64(0x9E3779B97F4A7C15 | 1)
+_PRIME, _MODULUS = 0x9E3779B97F4A7C15, 2**64
 
 
 def row_hashes(time: np.ndarray, offset: np.ndarray, y: np.ndarray, covariates: np.ndarray) -> np.ndarray:
@@ -149,13 +149,19 @@ class Absorbed:
 
 
 def fold(folded: np.uint64, hashes: np.ndarray) -> np.uint64:
-    """Fold more rows in, in their order: a polynomial in _PRIME modulo 2**64, so parts can be folded one by one."""
-    if not len(hashes):
+    """Fold more rows in, in their order: a polynomial in P = _PRIME modulo 2**64, so parts can be folded one by one."""
+    n = len(hashes)
+    if not n:
         return folded
-    with np.errstate(over="ignore"):
-        powers = np.cumprod(np.full(len(hashes), _PRIME, dtype=np.uint64))  # P, P^2, ..., P^n
-        weights = np.append(powers[::-1][1:], np.uint64(1))
-        return np.uint64(folded * powers[-1] + np.sum(weights * hashes, dtype=np.uint64))
+    weights = _WEIGHTS[-n:] if n <= len(_WEIGHTS) else _weights(n)
+    total = int(folded) * pow(_PRIME, n, _MODULUS) + int((weights * hashes).sum(dtype=np.uint64))
+    return np.uint64(total % _MODULUS)
+
+
+def _weights(n: int) -> np.ndarray:
+    """P^(n-1), ..., P, 1 modulo 2**64, uint64 (n,)."""
+    powers = np.cumprod(np.full(n - 1, _PRIME, dtype=np.uint64))
+    return np.append(powers[::-1], np.uint64(1))
 
 
 def _stamp(time: np.int64) -> str:
@@ -170,8 +176,10 @@ def _bits(values: np.ndarray) -> np.ndarray:
 
 def _mix(values: np.ndarray) -> np.ndarray:
     """Each bit of the result depends on each bit of the input (the finaliser of SplitMix64, Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        values = values + np.uint64(0x9E3779B97F4A7C15)
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+_WEIGHTS = _weights(4 * TAIL)  # those that are wanted most

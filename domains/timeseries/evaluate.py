@@ -29,7 +29,7 @@ from domains.timeseries.store import SeriesStore
 from domains.timeseries.stream import forecasts, walk_series
 from domains.timeseries.trained import LoadedModel, ModelRecord, load_model
 
-MODEL, CALIBRATED = "model", "model, calibrated"
+MODEL, CALIBRATED, SHIPPED = "model", "model, calibrated", "model, as forecast"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def evaluate(
     if not kept:
         which = "none of the series asked for" if config.series else "no series"
         raise UserError(f"{store.source_name}: {which} has rows in the test part and {WARM_UP} observations before it")
-    walk = Walk(kept, [every[i] for i in kept], [rows[i] for i in kept], splits.validation_ends[kept], splits.horizon)
+    begins, ends = splits.train_ends[kept], splits.validation_ends[kept]
+    walk = Walk(kept, [every[i] for i in kept], [rows[i] for i in kept], begins, ends, splits.horizon)
     found = _model_forecasts(loaded, store, walk, config, progress)
     for baseline in make_baselines(config.baselines, config.max_statistical):
         if progress:
@@ -101,9 +102,10 @@ def evaluate(
     outcomes = Outcomes.of(walk.histories, walk.cutoffs, walk.ends, walk.horizon)
     factor, unit = unit_of(loaded.scaler.kind, config)
     scores = score(outcomes, found, factor, reference=next(iter(found)))
+    count = len(outcomes.series)
     some = f"{len(kept):,} of " if len(kept) < len(store) else ""
     note = (
-        f"{len(outcomes.series):,} cut-offs of {some}{len(store):,} series from {splits.to_dict()['test']}, "
+        f"{count:,} cut-off{'s' if count > 1 else ''} of {some}{len(store):,} series from {splits.to_dict()['test']}, "
         f"{walk.horizon} step{'s' if walk.horizon > 1 else ''} ahead"
     )
     return Evaluation(store.source_name, loaded.hash, unit, factor, outcomes, found, scores, note)
@@ -116,6 +118,7 @@ class Walk:
     Attributes:
         places: of the series in the store.
         histories: whole series. cutoffs: int64 rows of each at which it is forecast.
+        begins: int64, the first row of each that the model was not trained on.
         ends: int64, rows of each before the test part, which baselines may be fitted on.
         horizon: steps ahead.
     """
@@ -123,6 +126,7 @@ class Walk:
     places: list[int]
     histories: list[History]
     cutoffs: list[np.ndarray]
+    begins: np.ndarray
     ends: np.ndarray
     horizon: int
 
@@ -182,18 +186,19 @@ def pooled(parts: Sequence[Forecasts]) -> Forecasts:
 def _model_forecasts(
     loaded: LoadedModel, store: SeriesStore, walk: Walk, config: EvaluateConfig, progress: bool
 ) -> dict[str, Forecasts]:
-    """Of the model as it is, and corrected by a trailing window of what was missed, from before the test part on."""
+    """Of the model as it is; corrected by a trailing window of what was missed, from the validation part on; and
+    corrected once, by the validation part, as the batch job writes it."""
     model, scaler, levels = loaded.model, loaded.scaler, np.array(LEVELS)
     rows: list[np.ndarray] = []
     found: list[Forecasts] = []
-    for place, history, cutoffs in tqdm(
-        zip(walk.places, walk.histories, walk.cutoffs, strict=True),
+    for place, history, cutoffs, begin in tqdm(
+        zip(walk.places, walk.histories, walk.cutoffs, walk.begins, strict=True),
         total=len(walk.places),
         desc="walking",
         unit="series",
         disable=not progress,
     ):
-        first = max(0, int(cutoffs[0]) - config.calibration_window * config.stride)
+        first = max(int(begin), int(cutoffs[0]) - config.calibration_window * config.stride)
         before = np.arange(first + (int(cutoffs[0]) - first) % config.stride, cutoffs[0], config.stride)
         rows.append(np.concatenate([before[_ripe(history)[before]], cutoffs]))
         said = walk_series(model, scaler, store, place, rows[-1], config.chunk)
@@ -218,7 +223,8 @@ def _model_forecasts(
         _rows_of(replace(one, quantiles=quantiles), part)
         for one, quantiles, part in zip(found, corrected, wanted, strict=True)
     ]
-    return {MODEL: plain, CALIBRATED: pooled(better)}
+    shipped = replace(plain, quantiles=loaded.calibration.apply(plain.quantiles))
+    return {MODEL: plain, CALIBRATED: pooled(better), SHIPPED: shipped}
 
 
 def _rows_of(found: Forecasts, rows: slice) -> Forecasts:

@@ -46,13 +46,12 @@ class Outcomes:
         parts: dict[str, list[np.ndarray]] = {name: [] for name in ("series", "time", "later", "day", "x", "size")}
         for i, (history, rows, end) in enumerate(zip(histories, cutoffs, ends, strict=True)):
             ahead = rows[:, None] + np.arange(1, horizon + 1)
-            training = cumulated(history.x[:end], history.kind, np.arange(end), horizon)
             parts["series"].append(np.full(len(rows), i))
             parts["time"].append(history.time[rows])
             parts["later"].append(history.time[ahead])
             parts["day"].append(local_seconds(history.time[ahead], history.offset[ahead]) // 86_400)
             parts["x"].append(cumulated(history.x, history.kind, rows, horizon))
-            parts["size"].append(np.broadcast_to(_mean_size(training), ahead.shape))
+            parts["size"].append(np.full(ahead.shape, _naive_error(history, int(end))))
         joined = {name: np.concatenate(values) for name, values in parts.items()}
         return cls(tuple(history.name for history in histories), **joined)
 
@@ -135,15 +134,19 @@ def _score(outcomes: Outcomes, own: _Losses, reference: _Losses, is_reference: b
 
 
 def _value_at_risk(outcomes: Outcomes, own: _Losses) -> dict[str, float]:
-    """Hits, tick loss and tests of the lower quantiles. Independence is tested one step ahead, within each series."""
+    """Hits and tests of the lower quantiles one step ahead, and tick loss at all steps.
+
+    Of several series the hits are pooled. Series that move together are hit together: the tests then reject too soon.
+    """
     found: dict[str, float] = {}
     for tail in TAILS:
         name = f"var_{100 * tail:.0f}"
         hits = own.x < _quantile(own.forecasts, tail)
         known = ~np.isnan(own.x)
-        test = risk.kupiec(hits[known], tail)
+        one_ahead = hits[:, 0][known[:, 0]]
+        test = risk.kupiec(one_ahead, tail)
         found |= {
-            f"{name}_hits": float(hits[known].mean()) if known.any() else float("nan"),
+            f"{name}_hits": float(one_ahead.mean()) if one_ahead.size else float("nan"),
             f"{name}_kupiec_p": test.p_value,
             f"{name}_tick": _mean(own.ticks[tail]),
         }
@@ -189,8 +192,15 @@ def _compare(name: str, own: np.ndarray, reference: np.ndarray, days: np.ndarray
     known = ~np.isnan(own) & ~np.isnan(reference)
     if not known.any():
         return {}
-    test = significance.diebold_mariano(own[known], reference[known], own.shape[1], days[known])
+    test = significance.diebold_mariano(own[known], reference[known], _days_ahead(days), days[known])
     return {f"{name}_worse_by": test.difference, f"{name}_p": test.p_value}
+
+
+def _days_ahead(days: np.ndarray) -> int:
+    """How many days with outcomes the outcomes of one cut-off span at most: losses of so many days hang together."""
+    _, number = np.unique(days, return_inverse=True)
+    number = number.reshape(days.shape)
+    return 1 + int((number[:, -1] - number[:, 0]).max())
 
 
 def _quantile(forecasts: Forecasts, level: float) -> np.ndarray:
@@ -200,11 +210,13 @@ def _quantile(forecasts: Forecasts, level: float) -> np.ndarray:
     return forecasts.quantiles[..., place]
 
 
-def _mean_size(values: np.ndarray) -> np.ndarray:
-    """Mean size of what is known in each column of (n, h); NaN where there is nothing, or nothing but zeros."""
-    known = (~np.isnan(values)).sum(axis=0)
-    total = np.nansum(np.abs(values), axis=0)
-    return np.where(total > 0, total / np.maximum(known, 1), np.nan)
+def _naive_error(history: History, end: int) -> float:
+    """Mean absolute error of the naive forecast one step ahead in the training part (Hyndman and Koehler 2006); NaN
+    where there is none, or none but zeros. Of prices and levels an increment is that error."""
+    x = history.x[:end]
+    errors = np.diff(x) if history.kind == "return" else x
+    size = _mean(np.abs(errors))
+    return size if size > 0 else float("nan")
 
 
 def _mean(values: np.ndarray) -> float:
@@ -248,14 +260,19 @@ def lines_of(scores: Mapping[str, Scores], unit: str) -> list[str]:
         for title, key, form in (
             ("hits", "hits", ".2%"),
             ("Kupiec p", "kupiec_p", ".3f"),
-            ("Christ. p", "christoffersen_p", ".3f"),
+            ("cond. p", "christoffersen_p", ".3f"),
             ("tick", "tick", ".5f"),
         )
     ]
     risks = [*risks[:4], ("p", "tick_5_p", ".3f"), *risks[4:], ("p", "tick_1_p", ".3f")]
     lines = [f"scores in {unit}; p: could the difference in CRPS from the first line be chance (by day)", ""]
     lines += _table(scores, columns)
-    lines += ["", "value at risk; p: could the difference in tick loss from the first line be chance", ""]
+    lines += [
+        "",
+        "value at risk: hits and their tests one step ahead (of several series pooled: rejected too soon); tick loss",
+        "at all steps; p: could its difference from the first line be chance",
+        "",
+    ]
     lines += _table(scores, risks)
     lines += _by_step(scores)
     partial = {name: one.covered for name, one in scores.items() if one.covered < 1}

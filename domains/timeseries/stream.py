@@ -20,8 +20,7 @@ from domains.timeseries.store import SeriesStore
 from domains.timeseries.transforms import Rows, Running, Seen, see
 from mamba_core.state import State
 
-_ROWS = 4096  # of all series in a call on a CPU: what becomes of them on the way stays in its cache, twice as fast
-_LEAST = 64  # rows of each series in a call: the chunk of the model's operations
+_SERIES, _ROWS = 16, 256  # in a call on a CPU: what becomes of them on the way stays in its cache, twice as fast
 _STEPS = 16  # stretches up to this length are read row by row: a chunk would be padding for the most part
 
 
@@ -125,35 +124,50 @@ def forecasts(model: Forecaster, said: Said, levels: np.ndarray) -> Forecasts:
 def _read(
     model: Forecaster, inputs: list[np.ndarray], cutoffs: list[np.ndarray], state: State, chunk: int
 ) -> tuple[Tensor, State]:
-    """The backbone over all rows, chunk by chunk; its output (k, d_model) at the cut-offs, series after series."""
+    """The backbone over all rows; its output (k, d_model) at the cut-offs, series after series."""
+    lengths = np.array([len(rows) for rows in inputs])
+    order = np.argsort(lengths, kind="stable")
+    groups = [order]
+    if lengths.max() <= _STEPS and all(block.mixer.capabilities.steps for _, block in model.backbone.blocks()):
+        chunk = 1
+    elif next(model.parameters()).device.type == "cpu":
+        groups = np.array_split(order, -(-len(order) // _SERIES))
+        chunk = min(chunk, _ROWS * max(1, _SERIES // len(order)))
+    kept: dict[int, Tensor] = {}
+    after = []
+    for group in groups:
+        own = [cutoffs[i] for i in group]
+        found, behind = _read_group(model, [inputs[i] for i in group], own, state.rows(group.tolist()), chunk)
+        kept.update(zip(group.tolist(), found.split([len(rows) for rows in own]), strict=True))
+        after.append(behind)
+    return torch.cat([kept[i] for i in range(len(inputs))]), State.cat(after).rows(np.argsort(order).tolist())
+
+
+def _read_group(
+    model: Forecaster, inputs: list[np.ndarray], cutoffs: list[np.ndarray], state: State, chunk: int
+) -> tuple[Tensor, State]:
+    """Likewise of series in the order of their lengths, chunk by chunk. Those that have ended leave from the front."""
     parameter = next(model.parameters())
     lengths = np.array([len(rows) for rows in inputs])
-    by_steps = lengths.max() <= _STEPS and all(block.mixer.capabilities.steps for _, block in model.backbone.blocks())
-    if by_steps:
-        chunk = 1
-    elif parameter.device.type == "cpu":
-        chunk = min(chunk, max(_LEAST, _ROWS // len(inputs) // _LEAST * _LEAST))
-    order = np.argsort(lengths, kind="stable")  # the short ones first: those that have ended leave from the front
-    place = np.argsort(order)
-    padded_inputs = np.zeros((len(inputs), lengths.max(), inputs[0].shape[1]), dtype=np.float32)
+    padded_inputs = np.zeros((len(inputs), lengths[-1], inputs[0].shape[1]), dtype=np.float32)
     for i, rows in enumerate(inputs):
-        padded_inputs[place[i], : len(rows)] = rows
+        padded_inputs[i, : len(rows)] = rows
     at = np.concatenate(cutoffs)
-    owner = np.repeat(place, [len(rows) for rows in cutoffs])
+    owner = np.repeat(np.arange(len(inputs)), [len(rows) for rows in cutoffs])
     kept = torch.empty(len(at), model.backbone.config.d_model, dtype=parameter.dtype, device=parameter.device)
-    state, ended, first = state.rows(torch.from_numpy(order).to(parameter.device)), [], 0
-    for start in range(0, int(lengths.max()), chunk):
-        gone = int(np.searchsorted(lengths[order], start, side="right")) - first
+    ended: list[State] = []
+    first = 0
+    for start in range(0, int(lengths[-1]), chunk):
+        gone = int(np.searchsorted(lengths, start, side="right")) - first
         if gone:
             ended.append(state.rows(slice(0, gone)))
             state, first = state.rows(slice(gone, None)), first + gone
         block = torch.from_numpy(padded_inputs[first:, start : start + chunk]).to(parameter)
-        left = torch.from_numpy(lengths[order[first:]] - start).to(parameter.device)
-        hidden, state = _one_step(model, block, state) if by_steps else _one_chunk(model, block, left, state)
+        left = torch.from_numpy(lengths[first:] - start).to(parameter.device)
+        hidden, state = _one_step(model, block, state) if chunk == 1 else _one_chunk(model, block, left, state)
         here = np.flatnonzero((at >= start) & (at < start + chunk))
         kept[here] = hidden[owner[here] - first, at[here] - start]
-    back = torch.from_numpy(place).to(parameter.device)
-    return kept, State.cat([*ended, state]).rows(back)
+    return kept, State.cat([*ended, state])
 
 
 def _one_step(model: Forecaster, block: Tensor, state: State) -> tuple[Tensor, State]:

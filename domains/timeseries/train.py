@@ -74,5 +74,10 @@ def train(
     )
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m domains.timeseries.train``; returns the exit code."""
+    return command_line(DOMAIN, TrainConfig, train, (__doc__ or "").split("\n")[0], arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(command_line(DOMAIN, TrainConfig, train, (__doc__ or "").split("\n")[0]))
+    sys.exit(main())

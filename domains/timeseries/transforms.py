@@ -21,6 +21,7 @@ from domains.timeseries.history import increments
 BANK = len(DECAYS) + len(DOWN_DECAYS)  # running mean squares
 TRENDS = (0.8, 0.97)  # decays of the running means
 COVARIATE_DECAY = 0.999
+_DAY = 86_400_000_000  # microseconds
 _LARGEST = 6.0  # logarithms of ratios beyond this say no more
 _SMALLEST = 1e-9  # scale of a series that does not move, relative to its level
 
@@ -31,7 +32,7 @@ class Running:
 
     Attributes:
         y: last observation; NaN before the first.
-        time: stamp of the last row, microseconds; -1 before the first.
+        time: stamp of the last row, microseconds; None before the first.
         count: increments seen.
         squares: float64 (BANK,), sums behind the running mean squares: of all increments, then of falls alone.
         means: float64 (len(TRENDS),), sums behind the running means.
@@ -39,7 +40,7 @@ class Running:
     """
 
     y: float = float("nan")
-    time: int = -1
+    time: int | None = None
     count: int = 0
     squares: np.ndarray = field(default_factory=lambda: np.zeros(BANK))
     means: np.ndarray = field(default_factory=lambda: np.zeros(len(TRENDS)))
@@ -53,7 +54,7 @@ class Running:
 
     def to_array(self) -> np.ndarray:
         """All of it as float64 (width,); stamps up to 2**53 microseconds are exact."""
-        head = np.array([self.y, self.time, self.count], dtype=np.float64)
+        head = np.array([self.y, np.nan if self.time is None else self.time, self.count], dtype=np.float64)
         return np.concatenate([head, self.squares, self.means, self.covariate_count, self.covariates.ravel()])
 
     @classmethod
@@ -63,7 +64,7 @@ class Running:
         p = (len(values) - means) // 3
         return cls(
             y=float(values[0]),
-            time=int(values[1]),
+            time=None if np.isnan(values[1]) else int(values[1]),
             count=int(values[2]),
             squares=values[3:squares].copy(),
             means=values[squares:means].copy(),
@@ -212,12 +213,30 @@ def next_stamps(time: np.ndarray, offset: np.ndarray, horizon: int, weekends: bo
         horizon: how many stamps.
         weekends: whether the series has rows on Saturdays or Sundays.
     """
-    gap = int(np.median(np.diff(time[-64:]))) if len(time) > 1 else 86_400_000_000
-    stamps = time[-1] + gap * np.arange(1, 2 * horizon + 8 + 3 * (172_800_000_000 // gap + 1), dtype=np.int64)
-    if not weekends:
-        day = (local_seconds(stamps, offset[-1:]) // 86_400 + 3) % 7
-        stamps = stamps[day < 5]
-    return stamps[:horizon], np.full(horizon, offset[-1], dtype=np.int32)
+    gap = max(1, int(np.median(np.diff(time[-64:])))) if len(time) > 1 else _DAY
+    offsets = np.full(horizon, offset[-1], dtype=np.int32)
+    if weekends or _weekday(time[-1:], offset[-1:])[0] >= 5:
+        return time[-1] + gap * np.arange(1, horizon + 1, dtype=np.int64), offsets
+    stamps: list[int] = []
+    stamp = int(time[-1])
+    while len(stamps) < horizon:
+        stamp += gap
+        ahead = 7 - int(_weekday(np.array([stamp]), offset[-1:])[0])
+        if ahead <= 2:  # over the weekend in whole steps
+            stamp += -(-((ahead - 1) * _DAY + _DAY - _into_day(stamp, int(offset[-1]))) // gap) * gap
+        if int(_weekday(np.array([stamp]), offset[-1:])[0]) < 5 or gap >= 2 * _DAY:
+            stamps.append(stamp)
+    return np.array(stamps, dtype=np.int64), offsets
+
+
+def _weekday(time: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """0 for Monday to 6 for Sunday, on the local clock."""
+    return (local_seconds(time, offset) // 86_400 + 3) % 7
+
+
+def _into_day(stamp: int, offset: int) -> int:
+    """Microseconds since local midnight."""
+    return (stamp + offset * 1_000_000) % _DAY
 
 
 def _moves_of(
@@ -270,7 +289,7 @@ def _moves(
 ) -> np.ndarray:
     """(n, 5): the move, the logarithm of its size, whether it is missing, how much was seen, the gap before it."""
     move = np.nan_to_num(x / (scale * np.sqrt(clock.of(rows.time, rows.offset))))
-    first = rows.time[0] if before.time < 0 else before.time
+    first = rows.time[0] if before.time is None else before.time
     gaps = np.diff(rows.time, prepend=first) / 1e6
     size = np.where(np.isnan(x), 0.0, 0.25 * np.log(move**2 + 1e-4))
     return np.stack([np.clip(move, -10, 10), size, np.isnan(x), np.minimum(count / 100.0, 1.0), _log_gap(gaps)], axis=1)

@@ -23,6 +23,7 @@ _COLUMNS = (
 TIMESERIES = Domain(
     name="timeseries",
     summary="Probabilistic forecasts of financial time series from very long histories.",
+    experiments=("dowjones", "sp500", "usdchf"),
     commands=(
         Command(
             word="prepare",

@@ -12,35 +12,44 @@ from domains.errors import UserError
 from pipelines import config
 from pipelines.cli import Command, Domain, Invocation, Outcome, Stopped, main
 from pipelines.genomics import GENOMICS
+from pipelines.timeseries import TIMESERIES
 from tests.pipelines.conftest import Cli
 
-
-def test_help_names_every_command_with_an_example(cli: Cli) -> None:
-    done = cli("--help")
-    assert done.code == 0
-    for command in GENOMICS.commands:
-        assert command.summary in done.out
-        assert f"python -m pipelines.genomics {command.examples[0]}" in done.out
+DOMAINS = [GENOMICS, TIMESERIES]
+COMMANDS = [(domain, command) for domain in DOMAINS for command in domain.commands]
 
 
-@pytest.mark.parametrize("command", GENOMICS.commands, ids=lambda command: command.word)
-def test_help_of_a_command_is_true(cli: Cli, command: Command) -> None:
-    done = cli(command.word, "--help")
-    assert done.code == 0
-    assert all(example in done.out for example in command.examples)
+@pytest.mark.parametrize("domain", DOMAINS, ids=lambda domain: domain.name)
+def test_help_names_every_command_with_an_example(domain: Domain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(domain, ["--help"]) == 0
+    out = capsys.readouterr().out
+    for command in domain.commands:
+        assert command.summary in out
+        assert f"{domain.program} {command.examples[0]}" in out
+
+
+@pytest.mark.parametrize(
+    ("domain", "command"), COMMANDS, ids=[f"{domain.name}-{command.word}" for domain, command in COMMANDS]
+)
+def test_help_of_a_command_is_true(domain: Domain, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(domain, [command.word, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(example in out for example in command.examples)
     keys = config.keys(config.load(command.schema))
     for key, _ in command.options:
-        assert key in done.out
-        assert key in keys or key in config.groups(GENOMICS.root(command))
+        assert key in out
+        assert key in keys or key in domain.groups(command)
     for word in (word for example in command.examples for word in example.split()[1:]):
         key = word.partition("=")[0]
-        assert key in keys or key in config.groups(GENOMICS.root(command)), word
+        assert key in keys or key in domain.groups(command), word
     assert callable(config.load(command.run))
 
 
-def test_help_lists_the_choices_that_ship() -> None:
-    train = next(command for command in GENOMICS.commands if command.word == "train")
-    groups, meanings = config.groups("genomics_train"), dict(train.options)
+@pytest.mark.parametrize("domain", DOMAINS, ids=lambda domain: domain.name)
+def test_help_lists_the_choices_that_ship(domain: Domain) -> None:
+    train = next(command for command in domain.commands if command.word == "train")
+    groups, meanings = domain.groups(train), dict(train.options)
+    assert groups["experiment"]
     for group in ("backbone", "trainer", "experiment"):
         assert all(choice in meanings[group] for choice in groups[group])
 
@@ -265,12 +274,14 @@ def test_a_folder_of_ones_own_configurations_is_found(cli: Cli, tmp_path: Path) 
         ("'train', 'backbone=mambo'", ("torch", "mlflow", "lightning")),
         ("'train', 'data.fastaa=x'", ("mlflow", "lightning", "matplotlib", "polars")),
         ("'train', 'seed=x'", ("mlflow", "lightning", "matplotlib", "polars")),
+        ("'train', 'data.pastt=x'", ("mlflow", "lightning", "matplotlib", "polars", "arch", "scipy")),
     ],
 )
 def test_help_and_mistakes_answer_before_anything_slow_is_imported(words: str, absent: tuple[str, ...]) -> None:
+    domain = "timeseries" if "past" in words else "genomics"
     code = (
-        "import sys\nfrom pipelines.cli import main\nfrom pipelines.genomics import GENOMICS\n"
-        f"code = main(GENOMICS, [{words}])\nprint(code, *[name for name in {absent} if name in sys.modules], sep=',')"
+        f"import sys\nfrom pipelines.cli import main\nfrom pipelines.{domain} import {domain.upper()} as domain\n"
+        f"code = main(domain, [{words}])\nprint(code, *[name for name in {absent} if name in sys.modules], sep=',')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ("0" if "help" in words else "2")

@@ -1,6 +1,7 @@
 """Every configuration that ships composes, fits its dataclass, and can be built."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -13,21 +14,27 @@ from hydra import compose, initialize_config_module
 from domains.genomics.config import TrainConfig
 from domains.genomics.sample import sample_genome
 from domains.genomics.tokens import VOCAB_SIZE
+from domains.timeseries.distributions import make_head
+from domains.timeseries.model import Forecaster, Shape
 from mamba_core import CausalLM
 from pipelines import config
 from pipelines.genomics import GENOMICS
 from pipelines.genomics.roots import EvaluateRoot, PredictRoot, TrainRoot
 from pipelines.overrides import check_form, check_keys, suggest
+from pipelines.timeseries import TIMESERIES
 
-ROOTS = {GENOMICS.root(command): command for command in GENOMICS.commands}
-CHOICES = [(root, group, name) for root in ROOTS for group, names in config.groups(root).items() for name in names]
+DOMAINS = (GENOMICS, TIMESERIES)
+ROOTS = {domain.root(command): command for domain in DOMAINS for command in domain.commands}
+GROUPS = {domain.root(command): domain.groups(command) for domain in DOMAINS for command in domain.commands}
+CHOICES = [(root, group, name) for root in ROOTS for group, names in GROUPS[root].items() for name in names]
+REQUIRED = ("model", "out", "run", "state", "data.fasta", "data.path")
 CONFIGS = Path(str(files("configs")))
 
 
 def composed(root: str, *overrides: str) -> Any:
     schema = config.load(ROOTS[root].schema)
     config.register(root, schema)
-    required = [f"{key}=given" for key in ("model", "out", "run", "data.fasta") if _is_required(schema, key)]
+    required = [f"{key}=given" for key in REQUIRED if _is_required(schema, key)]
     with initialize_config_module("configs", version_base="1.3"):
         return config.build(schema, compose(root, [*required, *overrides]))
 
@@ -55,6 +62,11 @@ def test_every_file_that_ships_is_composed_here() -> None:
     assert shipped == set(ROOTS) | {f"{group}/{name}" for _, group, name in CHOICES}
 
 
+def test_every_experiment_is_of_one_domain() -> None:
+    shipped = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+    assert sorted(name for domain in DOMAINS for name in domain.experiments) == shipped
+
+
 def test_every_folder_of_configurations_is_a_package() -> None:
     """Otherwise Hydra does not find it in an installed wheel."""
     assert all((path.parent / "__init__.py").exists() for path in CONFIGS.rglob("*.yaml"))
@@ -68,7 +80,24 @@ def test_every_backbone_can_be_built(name: str) -> None:
     assert len(model.backbone.layers) == backbone.n_layers
 
 
-@pytest.mark.parametrize("name", config.groups("genomics_train")["experiment"])
+@pytest.mark.parametrize("name", TIMESERIES.experiments)
+def test_every_experiment_in_time_series_is_a_whole_recipe(name: str) -> None:
+    root = composed("timeseries_train", f"experiment={name}")
+    assert root.data.tokens_per_step % root.data.window == 0
+    datetime.fromisoformat(root.data.test)  # of published numbers: a date, whatever the table
+    make_head(root.head)
+    with torch.device("meta"):
+        Forecaster(Shape((), (), (), root.data.horizon), root.backbone, root.head)
+
+
+def test_dates_shares_and_one_target_arrive_as_meant() -> None:
+    root = composed("timeseries_train", "data.test=2014-02-03", "data.validation=0.25", "data.target=close")
+    assert (root.data.test, root.data.validation, root.data.target) == ("2014-02-03", "0.25", ["close"])
+    assert composed("timeseries_train", "data.target=[bid,ask]").data.target == ["bid", "ask"]
+    assert composed("timeseries_forecast", "data.target=close").data.target == "close"
+
+
+@pytest.mark.parametrize("name", GENOMICS.experiments)
 def test_every_experiment_is_a_whole_recipe(name: str) -> None:
     root = composed("genomics_train", f"experiment={name}")
     assert root.data.fasta == ""  # the bundled genome, so that anyone can run it
@@ -143,7 +172,7 @@ def test_sweeps_pass_the_checks(text: str) -> None:
 def test_every_key_passes_the_check_of_keys() -> None:
     for (root, command), prefix in product(ROOTS.items(), ("", "hydra.")):
         keys = config.keys(config.load(command.schema))
-        check_keys([f"{prefix}{key}=1" for key in keys], keys, config.groups(root))
+        check_keys([f"{prefix}{key}=1" for key in keys], keys, GROUPS[root])
 
 
 def test_suggestions() -> None:

@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.plots import by_part, save_figure, training_curve
+from pipelines.plots import (
+    by_part,
+    by_step,
+    coverage_plot,
+    fan_chart,
+    pit_histogram,
+    save_figure,
+    training_curve,
+)
 
 ROWS: list[dict[str, Any]] = [
     {"step": 1, "time": 0.0, "t": 2.0},
@@ -39,3 +47,39 @@ def test_measures_by_part(tmp_path: Path, parts: int) -> None:
     assert [len(line.get_xydata()) for line in axes.lines] == [shown, shown]
     assert ("the first 40 of 60" in axes.get_title()) == (parts == 60)
     assert save_figure(figure, tmp_path / "parts.png").stat().st_size > 1000
+
+
+def test_a_fan_chart_shows_bands_and_what_came() -> None:
+    times, centre, observed = [1, 2, 3], [0.0, 0.1, 0.0], [0.5, float("nan"), -2.0]
+    bands = {"95%": ([-2.0] * 3, [2.0] * 3), "40%": ([-0.5] * 3, [0.5] * 3)}
+    figure = fan_chart(times, observed, bands, centre, label="per cent", title="SP500")
+    axes = figure.axes[0]
+    assert len(axes.collections) == 2
+    assert axes.collections[0].get_datalim(axes.transData).height == 4.0  # the widest first, the others upon it
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), centre)
+    np.testing.assert_array_equal(axes.lines[1].get_ydata(), observed)
+    assert (axes.get_ylabel(), axes.get_title()) == ("per cent", "SP500")
+
+
+def test_kept_against_promised_coverage() -> None:
+    figure = coverage_plot([0.8, 0.95], {"model": [0.81, 0.93], "naive": [0.7, 0.99]})
+    diagonal, model, naive = figure.axes[0].lines
+    np.testing.assert_array_equal(diagonal.get_xydata(), [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(model.get_xydata(), [[0.8, 0.81], [0.95, 0.93]])
+    assert naive.get_label() == "naive"
+
+
+def test_a_pit_histogram_is_flat_at_1_when_right() -> None:
+    figure = pit_histogram({"right": [5, 5, 5, 5], "wide": [0, 10, 10, 0], "nothing": [0, 0, 0, 0]})
+    right, wide, nothing = (patch.get_data().values for patch in figure.axes[0].patches)
+    np.testing.assert_array_equal(right, [1, 1, 1, 1])
+    np.testing.assert_array_equal(wide, [0, 2, 2, 0])
+    np.testing.assert_array_equal(nothing, [0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("steps", [2, 48])
+def test_measures_by_step(tmp_path: Path, steps: int) -> None:
+    figure = by_step(list(range(1, steps + 1)), {"model": [0.5] * steps}, label="CRPS (per cent)")
+    assert len(figure.axes[0].lines[0].get_xydata()) == steps
+    assert figure.axes[0].get_ylabel() == "CRPS (per cent)"
+    assert save_figure(figure, tmp_path / "steps.png").stat().st_size > 1000

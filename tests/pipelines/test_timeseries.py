@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from domains.settings import flatten
+from domains.timeseries import train as training
 from domains.timeseries.config import EvaluateConfig, ForecastConfig, SourceConfig
 from domains.timeseries.frame import forecast_columns
 from domains.timeseries.store import SeriesStore
@@ -207,10 +208,7 @@ def test_a_second_forecast_reads_new_rows_alone(series_cli: Cli, series_workspac
 
 def test_a_run_from_a_machine_without_hydra_is_imported(series_cli: Cli, series_workspace: Path) -> None:
     assert series_cli("train", *SMALL, "run.export=train.yaml").out.startswith("settings: train.yaml\n")
-    command = [sys.executable, "-m", "domains.timeseries.train", "--config", "train.yaml", "--run-dir", "there"]
-    root = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    there = subprocess.run(command, env=os.environ | root, capture_output=True, text=True, check=False)
-    assert (there.returncode, there.stdout) == (0, "model: there/model\n")
+    assert training.main(["--config", "train.yaml", "--run-dir", "there", "--no-progress"]) == 0
     assert runs(series_workspace) == []
     assert series_cli("evaluate", "model=there", *EVALUATE, "tracking=off").code == 0
     for _ in range(2):
@@ -279,16 +277,19 @@ def test_a_csv_of_a_single_series_with_names_of_its_own(series_cli: Cli, series_
     assert done.code == 0, done.err
 
 
-def test_an_evaluation_is_put_where_it_is_asked_for(series_cli: Cli, series_workspace: Path, whole: Path) -> None:
+def test_an_evaluation_of_a_single_cutoff(series_cli: Cli, series_workspace: Path, whole: Path) -> None:
+    """Where it is asked for; with a baseline that says nothing, and too few outcomes for most numbers."""
     out = series_workspace / "elsewhere"
-    words = ["evaluate", "model=one/model", *EVALUATE, f"out={out}", "tracking=off", "series=[A]", "max_cutoffs=9"]
-    done = series_cli(*words, "stride=2", "calibrate=false")
+    words = ["evaluate", "model=one/model", f"out={out}", "tracking=off", "series=[A]", "max_cutoffs=1", "device=cpu"]
+    done = series_cli(*words, "baselines=[naive,auto_ets]", "max_statistical=0", "calibrate=false")
     assert done.code == 0, done.err
-    assert done.out.startswith("panel.parquet: 9 cut-offs of 1 of 4 series")
+    assert done.out.startswith("panel.parquet: 1 cut-off of 1 of 4 series")
+    assert "auto_ets: of 0% of the outcomes alone" in done.out
     assert {path.name for path in out.iterdir()} == {
         *("table.txt", "evaluation.json", "metrics.json", "fan_chart.png", "coverage.png", "pit.png"),
         "crps_by_step.png",
     }
+    assert json.loads((out / "evaluation.json").read_text())["methods"]["auto_ets"]["overall"]["crps"] is None
 
 
 def test_the_store_of_the_training_is_enough(

@@ -1,4 +1,4 @@
-"""What is installed works from any folder, configurations and the bundled genome included."""
+"""What is installed works from any folder, configurations and what is bundled included."""
 
 import os
 import subprocess
@@ -33,6 +33,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_what_the_packages_hold_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in names} == set(HOUSES)
+    assert {f"configs/timeseries_{word}.yaml" for word in ("prepare", "train", "evaluate", "forecast")} < names
+    assert "domains/timeseries/sample/SOURCE.md" in names
     for house in HOUSES:
         for path in (ROOT / house).rglob("*"):
             if path.is_file() and path.suffix in (".py", ".yaml", ".gz", ".md"):
@@ -51,7 +53,8 @@ def test_an_installed_wheel_helps_and_trains_from_another_folder(wheel: Path, tm
 
     where = installed("-c", "import pipelines.genomics, configs; print(pipelines.__file__, configs.__file__)")
     assert all(Path(path).is_relative_to(site) for path in where.split())
-    assert "usage: python -m pipelines.genomics" in installed("-m", "pipelines.genomics", "--help")
+    for domain in ("genomics", "timeseries"):
+        assert f"usage: python -m pipelines.{domain}" in installed("-m", f"pipelines.{domain}", "--help")
     out = installed("-m", "pipelines.genomics", "train", "experiment=demo", *TINY, "run.dir=one", "tracking=off")
     assert out.startswith("model: one/model")
     assert (elsewhere / "one" / "model" / "model.safetensors").exists()

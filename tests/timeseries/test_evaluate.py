@@ -13,7 +13,7 @@ from domains.errors import UserError
 from domains.timeseries.baselines import BASELINES, make_baselines
 from domains.timeseries.calibration import Calibrator
 from domains.timeseries.config import LEVELS, EvaluateConfig
-from domains.timeseries.evaluate import CALIBRATED, MODEL, Evaluation, evaluate, unit_of
+from domains.timeseries.evaluate import CALIBRATED, MODEL, SHIPPED, Evaluation, evaluate, unit_of
 from domains.timeseries.history import cumulated
 from domains.timeseries.splits import splits_from_dict
 from domains.timeseries.store import SeriesStore, prepare_store
@@ -45,7 +45,7 @@ def test_everyone_is_scored_at_every_cutoff_of_the_test_part(
     assert np.array_equal(found.outcomes.series, np.repeat(np.arange(4), [len(own) for own in rows]))
     stamps = np.concatenate([history.time[list(own)] for history, own in zip(histories, rows, strict=True)])
     assert np.array_equal(found.outcomes.time, stamps)
-    assert set(found.found) == set(found.scores) == {MODEL, CALIBRATED, "naive", "ewma"}
+    assert set(found.found) == set(found.scores) == {MODEL, CALIBRATED, SHIPPED, "naive", "ewma"}
     for forecast in found.found.values():
         assert forecast.quantiles.shape == (count, 2, len(LEVELS))
         assert np.isfinite(forecast.quantiles).all()
@@ -72,8 +72,11 @@ def test_intervals_are_corrected_by_what_was_known(trained: Path, store: SeriesS
     series, window = store.index("WTI"), 120
     found = run(trained, store, series=["WTI"], calibration_window=window)
     history = store.history(series)
-    cutoffs = np.array(splits_from_dict(store, loaded.splits, "here").test_cutoffs(series, len(history)))
-    rows = np.arange(cutoffs[0] - window, cutoffs[-1] + 1)
+    splits = splits_from_dict(store, loaded.splits, "here")
+    cutoffs = np.array(splits.test_cutoffs(series, len(history)))
+    begin = int(splits.train_ends[series])  # residuals of the training part would be too small
+    assert begin > cutoffs[0] - window
+    rows = np.arange(begin, cutoffs[-1] + 1)
     said = walk_series(loaded.model, loaded.scaler, store, series, rows, 4096)
     plain = forecasts(loaded.model, said, np.array(LEVELS)).quantiles
     x = cumulated(history.x, history.kind, rows, 2)
@@ -132,7 +135,7 @@ def test_corrections_are_left_out_when_not_wanted(trained: Path, store: SeriesSt
 def test_all_baselines_unless_some_are_named(trained: Path, store: SeriesStore) -> None:
     """The two that take long, on one series: of the others they say nothing, and the table says so."""
     found = run(trained, store, baselines=[], max_statistical=1, max_cutoffs=4)
-    assert set(found.found) == {MODEL, CALIBRATED, *BASELINES}
+    assert set(found.found) == {MODEL, CALIBRATED, SHIPPED, *BASELINES}
     assert found.scores["auto_arima"].covered == pytest.approx(0.25, abs=0.05)
     assert "auto_ets: of 25% of the outcomes alone" in found.table()
     assert all(found.scores[name].covered == 1 for name in set(found.found) - {"auto_arima", "auto_ets"})

@@ -126,7 +126,7 @@ def test_files_without_rows(tmp_path):
         ("a.parquet", b"PAR1 and then nothing", "Parquet"),
         ("a.csv", b"unique_id,ds,y\na,b,c,d,e\n", "CSV"),
         ("a.csv", b"unique_id,ds,y\n\xff\xfe,b,c\n", "CSV"),
-        ("a.csv.gz", gzip.compress(b"unique_id,ds,y\n" + b"a,2020-01-01,1\n" * 99)[:-20], "CSV"),
+        ("a.csv.gz", gzip.compress(b"unique_id,ds,y\n" + b"a,2020-01-01,1\n" * 99, mtime=0)[:-20], "CSV"),
     ],
 )
 def test_damaged_files(tmp_path, name, content, kind):

@@ -226,7 +226,7 @@ def test_outcomes_by_hand() -> None:
         [History.of("a", "level", time, np.full(7, 7200, np.int32), y)], [np.array([2, 4])], np.array([3]), 2
     )
     assert np.array_equal(found.x, [[3.0, np.nan], [9.0, 15.0]], equal_nan=True)
-    assert found.size.tolist() == [[1.5, 3.0]] * 2  # mean of 1, 2; mean of 3 alone
+    assert found.size.tolist() == [[1.5, 1.5]] * 2  # mean of 1, 2: errors of the naive forecast a step ahead
     assert found.day.tolist() == [[4, 5], [6, 7]]
     assert found.later.tolist() == [[time[3], time[4]], [time[5], time[6]]]
 

@@ -168,3 +168,26 @@ def test_stamps_to_come_leave_out_weekends() -> None:
     assert stamps.tolist() == [friday + 3 * day, friday + 4 * day]
     assert len(offset) == 2
     assert next_stamps(time, np.zeros(4, np.int32), 2, weekends=True)[0].tolist() == [friday + day, friday + 2 * day]
+
+
+@pytest.mark.parametrize("gap", [1, 1_000, 1_800_000_000, 7 * HOUR, 24 * HOUR, 50 * HOUR, 7 * 24 * HOUR])
+@pytest.mark.parametrize("day", range(7))
+def test_stamps_to_come_are_as_many_as_asked_for(gap: int, day: int) -> None:
+    """However small or large the gap, and whatever the day of the last row."""
+    time = day * 24 * HOUR + 23 * HOUR + gap * np.arange(-5, 1, dtype=np.int64)
+    for weekends in (True, False):
+        stamps, offsets = next_stamps(time, np.zeros(6, np.int32), 9, weekends)
+        assert len(stamps) == len(offsets) == 9
+        assert (np.diff(np.append(time[-1], stamps)) >= gap).all()
+        last_is_weekend = (day + 3) % 7 >= 5
+        if not weekends and not last_is_weekend and gap < 48 * HOUR:
+            assert ((stamps // (24 * HOUR) + 3) % 7 < 5).all()
+
+
+def test_rows_before_1970_go_on_like_any_others() -> None:
+    rows = make_rows(3, 40)
+    old = Rows(rows.time - rows.time[-1] - HOUR, rows.offset, rows.y, rows.past, rows.future, rows.static)
+    whole, _ = see(old, "price", Clock.flat(), Running.start(2))
+    _, middle = see(old.part(slice(0, 20)), "price", Clock.flat(), Running.start(2))
+    second, _ = see(old.part(slice(20, None)), "price", Clock.flat(), Running.from_array(middle.to_array()))
+    assert np.array_equal(whole.inputs[20:], second.inputs)
