@@ -30,6 +30,7 @@ from domains.timeseries.trained import LoadedModel
 
 ENGINES = ("local", "ray")
 _SHOWN = 5  # names in a line for people
+_THREADS = 16  # at most: what each does between long calls, the others have to wait for
 
 
 @dataclass
@@ -130,7 +131,7 @@ def run_local(jobs: Sequence[ShardJob], loaded: LoadedModel, store: SeriesStore)
 
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     processors = len(affinity(0)) if affinity else os.cpu_count() or 1
-    threads = 1 if jobs and jobs[0].device != "cpu" else min(processors, max(1, len(jobs)))
+    threads = 1 if jobs and jobs[0].device != "cpu" else min(processors, _THREADS, max(1, len(jobs)))
     with _one_torch_thread(), ThreadPoolExecutor(threads) as pool:
         done = pool.map(lambda job: forecast_shard(job, loaded, store), jobs)
         yield from tqdm(done, total=len(jobs), unit="shard", desc="forecasting", delay=1.0, leave=False, disable=None)
