@@ -5,7 +5,8 @@
 A panel of ``--series`` times ``--rows`` hourly prices, random walks with stochastic volatility: good for speed, not for
 scores. The model has the sizes of backbone=mamba2_tiny and is trained for a few steps, which does not change its speed.
 Each run is a process of its own; its seconds count from opening the Parquet file to forecasts on disk, preparing and
-forecasting apart, not the imports. The second run gets ``--new`` rows of each series.
+forecasting apart, not the imports; ``cpu_s`` are those of all its threads, and ``load_before`` says whether the machine
+was busy with something else. The second run gets ``--new`` rows of each series.
 
 Beside it, forecasting the same horizon with quantiles from the whole histories, which is all that they can do: AutoETS
 of statsforecast on a sample of the series, extrapolated to all of them; and, where neuralforecast is installed, NHITS,
@@ -14,6 +15,7 @@ trained for a few steps on a sample and predicting for all series from their las
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -87,14 +89,15 @@ def run_job(folder: Path, table: str) -> dict[str, Any]:
     from domains.timeseries.forecast import forecast
     from domains.timeseries.store import prepare_store
 
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     source = SourceConfig(path=str(folder / f"{table}.parquet"), stores=str(folder / "stores"), min_rows=0)
     store = prepare_store(source, progress=False)
     prepared = time.perf_counter()
     done = forecast(folder / "run" / "model", store, folder / "out", folder / "states", ForecastConfig(), device="cpu")
     end = time.perf_counter()
     assert done.series == len(store)
-    return {"series": done.series, "rows": done.rows, "prepare_s": prepared - start, "forecast_s": end - prepared}
+    seconds = {"prepare_s": prepared - start, "forecast_s": end - prepared, "cpu_s": time.process_time() - busy}
+    return {"series": done.series, "rows": done.rows, **seconds}
 
 
 def run_auto_ets(folder: Path, sample: int) -> dict[str, Any]:
@@ -155,6 +158,7 @@ def peak_memory() -> int:
 
 def measure(stage: str, folder: Path, series: int, sample: int) -> dict[str, Any] | None:
     """One row; None where the library is not installed."""
+    load = os.getloadavg()[0]
     command = [sys.executable, __file__, "--stage", stage, str(folder), "--sample", str(sample)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and "No module named" in done.stderr.splitlines()[-1]:
@@ -167,11 +171,12 @@ def measure(stage: str, folder: Path, series: int, sample: int) -> dict[str, Any
         "run": stage,
         "series": found["series"],
         "rows_a_series": found["rows"] // found["series"],
-        **{name: round(found[name], 2) for name in ("prepare_s", "forecast_s")},
+        **{name: round(found[name], 2) for name in ("prepare_s", "forecast_s", "cpu_s") if name in found},
         "series_per_second": round(found["series"] / seconds, 1),
         "seconds_for_all": round(seconds * series / found["series"], 1),
         "extrapolated": found["series"] < series,
         "peak_mib": found["peak_mib"],
+        "load_before": round(load, 1),
     }
     print(
         f"{stage:<9} {row['series']:>6,} series x {row['rows_a_series']:>6,} rows: prepare {row['prepare_s']:7.2f} s, "
