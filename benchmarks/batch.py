@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +222,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             panels.append(measure_panel(series, rows, arguments.new, arguments.sample, Path(folder)))
     if arguments.json:
-        place = {"hardware": describe_hardware(torch.device("cpu")), "versions": describe_versions()}
+        place: dict[str, dict[str, Any]] = {
+            "hardware": describe_hardware(torch.device("cpu")),
+            "versions": {**describe_versions()},
+        }
+        place["versions"] |= {name: version(name) for name in ("statsforecast", "neuralforecast") if find_spec(name)}
         table = {"commit": git_commit(), **place, "model": "mamba2_tiny", "horizon": HORIZON, "panels": panels}
         arguments.json.write_text(json.dumps(table, indent=2) + "\n")
         print(f"written to {arguments.json}")

@@ -196,9 +196,8 @@ def open_states(path: Path, model: str, series: int, per_shard: int, *, reread: 
                 f"{path}: holds states of another model ({manifest['model'][:12]}); give reread=true with the whole "
                 "history as data.path, or another state folder"
             )
-        if (
-            not manifest["files"] or manifest["model"] != model
-        ):  # what a run that never committed said counts for nothing
+        # What a run that never committed said about model and shards counts for nothing.
+        if not manifest["files"] or manifest["model"] != model:
             manifest = {**manifest, "model": model, "shards": shards, "files": {}}
         yield StateFolder(path, manifest)
 
