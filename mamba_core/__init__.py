@@ -5,6 +5,8 @@ from mamba_core.causal_lm import CausalLM
 from mamba_core.decoding import GraphedStep
 from mamba_core.mixers import Capabilities, Mamba1Config, Mamba2Config, Mixer
 from mamba_core.state import State
+from mamba_core.stream_pool import StreamPool
+from mamba_core.streaming import prefetch, stream
 
 __all__ = [
     "Backbone",
@@ -16,4 +18,7 @@ __all__ = [
     "Mamba2Config",
     "Mixer",
     "State",
+    "StreamPool",
+    "prefetch",
+    "stream",
 ]

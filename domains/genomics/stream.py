@@ -1,15 +1,16 @@
-"""Scoring a sequence of any length in the memory of one chunk: the state carries on from chunk to chunk."""
+"""Scoring a sequence of any length in the memory of two chunks: the state carries on, the next chunk is read ahead."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from domains.genomics.module import base_log_probs
 from domains.genomics.tokens import BASES, BOS, reverse_complement
-from mamba_core import CausalLM
+from mamba_core import CausalLM, State, stream
 
 Reader = Callable[[int, int], np.ndarray]  # (start, stop) -> uint8 tokens (stop - start,) of the forward strand
 
@@ -21,13 +22,78 @@ class Scored(NamedTuple):
     log_probs: np.ndarray  # float32 (n,), nats; NaN where the base is not A, C, G or T
 
 
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32: with it, ten bits of mantissa would make results depend on the size of the matrices, so on the chunk."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+class Scorer(nn.Module):
+    """``scores, state = f(tokens, state)``: the log-probability of each base given those before it.
+
+    Args:
+        model: in evaluation mode.
+        context: forget everything after this many tokens: the model then starts afresh, from BOS. None: never.
+
+    The state knows the last token and how many have been read, beside the model's own.
+    """
+
+    def __init__(self, model: CausalLM, context: int | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.context = context
+
+    @torch.inference_mode()
+    @_full_precision()
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Score the next tokens, in float32 where the weights are, without TF32.
+
+        Args:
+            tokens: uint8 (b, l).
+            state: where an earlier call ended; a fresh one when None.
+
+        Returns:
+            scores float32 (b, l), nats, NaN where the token is not A, C, G or T; and the state behind them.
+        """
+        state = self.init_state(len(tokens), tokens.device) if state is None else state
+        position = state["read"][:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        window, begins = None, position == 0
+        if self.context is not None:  # a window is a document: state and convolution do not cross its border
+            window, begins = position // self.context, position % self.context == 0
+        before = torch.cat([state["last"][:, None], tokens[:, :-1]], dim=1).masked_fill(begins, BOS)
+        logits, after = self.model(before.int(), state.child("model"), seq_idx=window)
+        known = (tokens >= BASES.start) & (tokens < BASES.stop)
+        column = (tokens.long() - BASES.start).masked_fill(~known, 0)
+        scores = base_log_probs(logits).gather(-1, column[..., None]).squeeze(-1).masked_fill(~known, torch.nan)
+        own = {"last": tokens[:, -1].clone(), "read": state["read"] + tokens.shape[1]}
+        return scores, State({**own, **State.nest({"model": after})})
+
+    def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
+        """The state before any token."""
+        model = self.model.init_state(batch, device)
+        own = {"last": torch.uint8, "read": torch.int64}
+        zeros = {name: torch.zeros(batch, dtype=dtype, device=device) for name, dtype in own.items()}
+        return State({**zeros, **State.nest({"model": model})})
+
+
 def stream_log_probs(
-    model: CausalLM, read: Reader, length: int, *, chunk: int = 16384, reverse: bool = False
+    model: CausalLM,
+    read: Reader,
+    length: int,
+    *,
+    chunk: int = 16384,
+    reverse: bool = False,
+    context: int | None = None,
 ) -> Iterator[Scored]:
     """Log-probability of each base of a sequence given all the bases before it on its strand.
 
     The model reads BOS and then the bases, once, in pieces of ``chunk``; the pieces do not change the result (1e-5).
-    It runs in float32 where its weights are, without TF32.
+    While it works on one, a thread reads the next.
 
     Args:
         model: in evaluation mode.
@@ -35,24 +101,23 @@ def stream_log_probs(
         length: of the sequence.
         chunk: bases a call.
         reverse: read the reverse complement, from the end of the sequence to its start.
+        context: bases after which the model starts afresh, counted from where reading begins; None: never.
 
     Yields:
         the chunks in the order of reading: from position 0 up, or with ``reverse`` from the last position down.
     """
-    device = next(model.parameters()).device
-    state = model.init_state(1, device)
-    before = BOS
-    for first in range(0, length, chunk):
-        last = min(first + chunk, length)
-        start, stop = (length - last, length - first) if reverse else (first, last)
-        tokens = reverse_complement(read(start, stop)) if reverse else read(start, stop)
-        inputs = np.concatenate([[before], tokens[:-1]]).astype(np.int64)
-        with torch.inference_mode(), _full_precision():
-            logits, state = model(torch.from_numpy(inputs)[None].to(device), state)
-            log_probs = base_log_probs(logits[0]).cpu().numpy()
-        before = tokens[-1]
-        scores = _at_bases(log_probs, tokens)
-        yield Scored(start, scores[::-1] if reverse else scores)
+    firsts = range(0, length, chunk)
+
+    def tokens() -> Iterator[Tensor]:
+        for first in firsts:
+            last = min(first + chunk, length)
+            stretch = reverse_complement(read(length - last, length - first)) if reverse else read(first, last)
+            yield torch.from_numpy(np.array(stretch))[None]
+
+    with closing(stream(Scorer(model, context), tokens())) as scored:
+        for first, (scores, _) in zip(firsts, scored, strict=True):
+            found = scores[0].cpu().numpy()
+            yield Scored(length - first - len(found), found[::-1]) if reverse else Scored(first, found)
 
 
 def score_sequence(
@@ -69,23 +134,3 @@ def score_sequence(
         for start, log_probs in pieces:
             total[start : start + len(log_probs)] += log_probs
     return total / len(strands)
-
-
-def _at_bases(log_probs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """The column of each row's own base: (n, 4), (n,) -> float32 (n,)."""
-    known = (tokens >= BASES.start) & (tokens < BASES.stop)
-    column = np.where(known, tokens, BASES.start).astype(np.int64) - BASES.start
-    scores = np.take_along_axis(log_probs, column[:, None], axis=1)[:, 0]
-    scores[~known] = np.nan
-    return scores
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32: with it, ten bits of mantissa would make results depend on the size of the matrices, so on the chunk."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from domains.genomics.module import base_log_probs
-from domains.genomics.stream import score_sequence, stream_log_probs
+from domains.genomics.stream import Scorer, score_sequence, stream_log_probs
 from domains.genomics.tokens import BOS, N, encode, reverse_complement
-from mamba_core import BackboneConfig, CausalLM, Mamba1Config, Mamba2Config
+from mamba_core import BackboneConfig, CausalLM, Mamba1Config, Mamba2Config, State, stream
 from tests.genomics.genomes import random_bases
 
 
@@ -67,7 +67,7 @@ def test_the_other_strand_is_the_reverse_complement_read_forward(model):
     np.testing.assert_allclose(both, (backward + score_sequence(model, tokens)) / 2, atol=1e-5)
 
 
-def test_only_one_chunk_is_read_at_a_time(model):
+def test_one_chunk_is_read_ahead_and_no_more(model):
     tokens = sequence()
     asked = []
 
@@ -75,11 +75,46 @@ def test_only_one_chunk_is_read_at_a_time(model):
         asked.append((start, stop))
         return tokens[start:stop]
 
-    pieces = stream_log_probs(model, read, 700, chunk=300)
-    next(pieces)
-    assert asked == [(0, 300)]
-    list(pieces)
-    assert asked == [(0, 300), (300, 600), (600, 700)]
+    pieces = stream_log_probs(model, read, 700, chunk=200)
+    for known in (2, 3, 4, 4):
+        next(pieces)
+        assert len(asked) <= known
+    assert list(pieces) == []
+    assert asked == [(0, 200), (200, 400), (400, 600), (600, 700)]
+
+
+def test_what_reading_raises_is_raised(model):
+    def read(start, stop):
+        if start:
+            raise OSError("the disk is gone")
+        return sequence()[start:stop]
+
+    pieces = stream_log_probs(model, read, 700, chunk=200)
+    assert next(pieces).start == 0
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(pieces)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("chunk", [1, 64, 90, 700])
+def test_with_a_context_each_window_is_scored_as_if_it_were_alone(model, chunk, reverse):
+    tokens = sequence()[: 150 if chunk == 1 else None]
+    strand = reverse_complement(tokens) if reverse else tokens
+    alone = np.concatenate([score_sequence(model, strand[i : i + 90]) for i in range(0, len(tokens), 90)])
+    pieces = stream_log_probs(model, lambda a, b: tokens[a:b], len(tokens), chunk=chunk, reverse=reverse, context=90)
+    np.testing.assert_allclose(joined(pieces, len(tokens)), alone[::-1] if reverse else alone, atol=1e-6)
+    assert np.nanmax(np.abs(alone - score_sequence(model, strand))) > 3e-5  # a window does forget
+
+
+@pytest.mark.parametrize("context", [None, 90])
+def test_a_state_that_was_saved_goes_on_with_the_same_bits(model, context, tmp_path):
+    pieces = [torch.from_numpy(piece)[None] for piece in np.split(sequence(), [130, 250, 400])]
+    whole = list(stream(Scorer(model, context), pieces))
+    whole[1][1].save(tmp_path / "state.safetensors")
+    rest = list(stream(Scorer(model, context), pieces[2:], State.load(tmp_path / "state.safetensors")))
+    for (scores, state), (again, resumed) in zip(whole[2:], rest, strict=True):
+        assert torch.equal(scores.nan_to_num(), again.nan_to_num())
+        assert all(torch.equal(state[name], resumed[name]) for name in state)
 
 
 def test_an_empty_sequence_has_no_scores(model):
