@@ -3,11 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mamba_core.mixers.split import Ranks
 from mamba_core.ops.packing import first_and_last_index
 from mamba_core.state import State
 
@@ -20,13 +21,16 @@ class Capabilities:
     streams: bool  # state in, state out: any split into calls equals the whole
     steps: bool  # one token at a time in constant time and memory
     packs: bool  # seq_idx keeps documents apart
+    constant_state: bool = True  # the state is as large after any number of tokens; else it streams, but it grows
+    splits: bool = False  # one sequence may lie on many ranks (mamba_core.context_parallel)
 
 
 class Mixer(nn.Module, ABC):
     """A sequence mixer: ``(b, l, d_model) -> (b, l, d_model)``, with a state that carries on where the call ended."""
 
-    capabilities: ClassVar[Capabilities]
+    capabilities: Capabilities
     out_proj: nn.Linear  # the last projection, which a backbone scales by its depth
+    ranks: Ranks | None = None  # those that x is one slice of many on; mamba_core.context_parallel sets it
 
     @abstractmethod
     def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
@@ -57,9 +61,12 @@ class Mixer(nn.Module, ABC):
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
         """The state before any token: float32 (float64 for a float64 model), zeros."""
 
-    @abstractmethod
-    def time_steps(self, x: Tensor) -> Tensor:
-        """The time steps dt that the mixer chooses on x (b, l, d_model), for inspection: (b, l, heads or channels)."""
+    def time_steps(self, x: Tensor) -> Tensor | None:
+        """The time steps dt that the mixer chooses on x (b, l, d_model), for inspection: (b, l, heads or channels).
+
+        None for a mixer that chooses none.
+        """
+        return None
 
 
 def check_sizes(where: str, **sizes: float) -> None:

@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, init_dt_bias, resume
+from mamba_core.mixers.split import Slice
 from mamba_core.ops.arguments import check_limit, working_dtype
 from mamba_core.ops.causal_conv1d import causal_conv1d
 from mamba_core.ops.decode import conv_step, selective_scan_step
@@ -39,7 +39,7 @@ class Mamba1(Mixer):
     State: ``conv`` (b, d_conv - 1, d_inner), ``ssm`` (b, d_inner, d_state), ``seq_idx`` (b,).
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(causal=True, streams=True, steps=True, packs=True)
+    capabilities = Capabilities(causal=True, streams=True, steps=True, packs=True, splits=True)
 
     def __init__(self, d_model: int, config: Mamba1Config):
         super().__init__()
@@ -63,6 +63,8 @@ class Mamba1(Mixer):
 
     def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
         state = self.init_state(x.shape[0], x.device) if state is None else state
+        if self.ranks is not None:
+            return self._forward_split(x, state, Slice(self.ranks, seq_idx, state["seq_idx"]))
         state, last = resume(state, seq_idx)
         inner, z = self.in_proj(x).chunk(2, dim=-1)
         inner, conv = causal_conv1d(inner, self.conv_weight, self.conv_bias, state["conv"], seq_idx)
@@ -105,6 +107,25 @@ class Mamba1(Mixer):
         inner, _ = causal_conv1d(inner, self.conv_weight, self.conv_bias)
         dt = self._select(inner)[0].to(self.dt_bias.dtype)
         return F.softplus(dt + self.dt_bias).clamp(*self.config.dt_limit)
+
+    def _forward_split(self, x: Tensor, state: State, own: Slice) -> tuple[Tensor, State]:
+        """The same for this rank's slice of a sequence; the states are those of the whole."""
+        inner, z = self.in_proj(x).chunk(2, dim=-1)
+        inner, conv = own.causal_conv1d(inner, self.conv_weight, self.conv_bias, state["conv"])
+        dt, B, C = self._select(inner)
+        y, ssm = own.selective_scan(
+            inner,
+            dt,
+            self._A(),
+            B.unsqueeze(2),
+            C.unsqueeze(2),
+            self.D,
+            z,
+            self.dt_bias,
+            state["ssm"],
+            self.config.dt_limit,
+        )
+        return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": own.last})
 
     def _step(self, x: Tensor, state: State, in_place: bool) -> tuple[Tensor, State]:
         inner, z = self.in_proj(x).chunk(2, dim=-1)

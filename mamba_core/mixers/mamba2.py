@@ -2,15 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, init_dt_bias, resume
+from mamba_core.mixers.split import Slice
 from mamba_core.ops.arguments import check_limit, working_dtype
 from mamba_core.ops.decode import mamba2_step
+from mamba_core.ops.gated_rms_norm import gated_rms_norm
 from mamba_core.ops.mamba2_inner import mamba2_inner
 from mamba_core.state import State
 
@@ -40,7 +41,7 @@ class Mamba2(Mixer):
     State: ``conv`` (b, d_conv - 1, d_inner + 2 groups d_state), ``ssm`` (b, heads, headdim, d_state), ``seq_idx`` (b,).
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(causal=True, streams=True, steps=True, packs=True)
+    capabilities = Capabilities(causal=True, streams=True, steps=True, packs=True, splits=True)
 
     def __init__(self, d_model: int, config: Mamba2Config, norm_eps: float = 1e-5):
         super().__init__()
@@ -76,6 +77,8 @@ class Mamba2(Mixer):
 
     def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
         state = self.init_state(x.shape[0], x.device) if state is None else state
+        if self.ranks is not None:
+            return self._forward_split(x, state, Slice(self.ranks, seq_idx, state["seq_idx"]))
         state, last = resume(state, seq_idx)
         y, conv, ssm = mamba2_inner(
             self.in_proj(x),
@@ -116,6 +119,26 @@ class Mamba2(Mixer):
     def time_steps(self, x: Tensor) -> Tensor:
         dt = self.in_proj(x)[..., -self.heads :].to(self.dt_bias.dtype)
         return F.softplus(dt + self.dt_bias).clamp(*self.config.dt_limit)
+
+    def _forward_split(self, x: Tensor, state: State, own: Slice) -> tuple[Tensor, State]:
+        """The same for this rank's slice of a sequence; the states are those of the whole."""
+        groups, n = self.config.groups, self.config.d_state
+        z, xBC, dt = self.in_proj(x).split([self.d_inner, self.conv_dim, self.heads], dim=-1)
+        xBC, conv = own.causal_conv1d(xBC, self.conv_weight, self.conv_bias, state["conv"])
+        inner, B, C = xBC.split([self.d_inner, groups * n, groups * n], dim=-1)
+        y, ssm = own.ssd(
+            inner.unflatten(-1, (self.heads, -1)),
+            dt,
+            self._A(),
+            B.unflatten(-1, (groups, -1)),
+            C.unflatten(-1, (groups, -1)),
+            self.D,
+            self.dt_bias,
+            state["ssm"],
+            self.config.dt_limit,
+        )
+        y = gated_rms_norm(y.flatten(-2), z, self.norm_weight, self.norm_eps, self.d_inner // groups)
+        return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": own.last})
 
     def _step(self, x: Tensor, state: State, in_place: bool) -> tuple[Tensor, State]:
         y, conv, ssm, seq_idx = mamba2_step(
