@@ -3,7 +3,7 @@
     python benchmarks/forecasting.py --experiment sp500 --json benchmarks/results/forecast_sp500.json
     python benchmarks/forecasting.py --experiment usdchf --data usdchf_30min_1996_2000.parquet --unit 10000 --json ...
 
-The bundled series need no --data.
+The bundled series need no --data. Where neuralforecast is installed, its NHITS is scored at the same cut-offs.
 """
 
 import argparse
@@ -13,12 +13,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.kernels import measured_commit
+from benchmarks.nhits import nhits_beside
 from domains.folder import write_json
 from domains.hardware import describe_hardware, describe_versions
+from domains.store_folder import META
+from domains.timeseries.report import plain
+from domains.timeseries.store import SeriesStore
+from domains.timeseries.table import lines_of
 
 SERIES = {"sp500": ["SP500"]}  # those that are scored; of other experiments all
 
@@ -39,12 +46,21 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     words = ["evaluate", f"model={folder / 'run' / 'model'}", f"data.stores={folder / 'stores'}"]
     if arguments.unit:
         words.append(f"unit={arguments.unit:g}")
-    if names := SERIES.get(arguments.experiment):
+    names = SERIES.get(arguments.experiment)
+    if names:
         words.append(f"series=[{','.join(names)}]")
     seconds["evaluate"] = run(words, arguments.threads)
     found = json.loads((folder / "run" / "evaluation" / "evaluation.json").read_text())
-    table = (folder / "run" / "evaluation" / "table.txt").read_text()
-    return {"seconds": seconds, "evaluation": found, "table": table.splitlines()}
+    table = (folder / "run" / "evaluation" / "table.txt").read_text().splitlines()
+    if find_spec("neuralforecast"):
+        start = time.perf_counter()
+        store = SeriesStore.open(next((folder / "stores").rglob(META)).parent)
+        scores = nhits_beside(folder / "run" / "model", store, names or [], found["factor"])
+        seconds["nhits"] = time.perf_counter() - start
+        found["methods"] |= plain(scores)
+        table += ["", *lines_of(scores, found["unit"])]
+        print("\n".join(lines_of(scores, found["unit"])))
+    return {"seconds": seconds, "evaluation": found, "table": table}
 
 
 def main() -> None:
@@ -70,7 +86,8 @@ def main() -> None:
 
         hardware = describe_hardware(torch.device("cpu"), arguments.threads)
         about = {"experiment": arguments.experiment, "hardware": hardware}
-        write_json(arguments.json, {**about, "commit": commit, "versions": describe_versions(), **found})
+        peers = {name: version(name) for name in ("statsforecast", "arch", "neuralforecast") if find_spec(name)}
+        write_json(arguments.json, {**about, "commit": commit, "versions": {**describe_versions(), **peers}, **found})
         print(f"written to {arguments.json}")
 
 

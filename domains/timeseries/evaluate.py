@@ -1,12 +1,13 @@
 """Walk-forward evaluation: a forecast at every row of the test part, the baselines beside it at the same cut-offs.
 
 The model's weights are fixed and its state is carried on, row by row; baselines are fitted on everything before the
-test part and walk on with their parameters fixed. Intervals are corrected from what was missed before (conformal), of
-the outcomes that were known by then.
+test part and walk on with their parameters fixed. With ``refit_every`` the baselines, and if asked for the model, are
+fitted anew on the way (:mod:`domains.timeseries.refit`). Intervals are corrected from what was missed before
+(conformal), of the outcomes that were known by then.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ from domains.timeseries.config import LEVELS, EvaluateConfig
 from domains.timeseries.data import WARM_UP
 from domains.timeseries.forecasts import Forecasts
 from domains.timeseries.history import History, cumulated
-from domains.timeseries.report import Outcomes, Scores, lines_of, plain, score
+from domains.timeseries.refit import Block, blocks_of, refitted
+from domains.timeseries.report import Outcomes, Scores, plain, score
 from domains.timeseries.splits import Splits, splits_from_dict
 from domains.timeseries.store import SeriesStore
 from domains.timeseries.stream import forecasts, walk_series
+from domains.timeseries.table import lines_of
 from domains.timeseries.trained import LoadedModel, ModelRecord, load_model
 
 MODEL, CALIBRATED, SHIPPED = "model", "model, calibrated", "model, as forecast"
+_EVER = int(np.iinfo(np.int64).min)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ def evaluate(
         UserError: the series are not those of the training, or settings that make no sense.
     """
     check_config(config)
-    loaded = load_model(model_dir, str(choose_device(device)))
+    chosen = str(choose_device(device))
+    loaded = load_model(model_dir, chosen)
     check_series(loaded, store)
     splits = splits_from_dict(store, loaded.splits, str(loaded.path / "data.json"))
     every = [store.history(i) for i in range(len(store))]
@@ -93,8 +98,11 @@ def evaluate(
         which = "none of the series asked for" if config.series else "no series"
         raise UserError(f"{store.source_name}: {which} has rows in the test part and {WARM_UP} observations before it")
     begins, ends = splits.train_ends[kept], splits.validation_ends[kept]
-    walk = Walk(kept, [every[i] for i in kept], [rows[i] for i in kept], begins, ends, splits.horizon)
-    found = _model_forecasts(loaded, store, walk, config, progress)
+    histories, cutoffs = [every[i] for i in kept], [rows[i] for i in kept]
+    blocks = blocks_of(histories, cutoffs, config.refit_every)
+    walk = Walk(kept, histories, cutoffs, begins, ends, splits.horizon, blocks)
+    with refitted(loaded, store, splits, blocks, chosen) as models:
+        found = _model_forecasts(models if config.refit_model else iter([loaded]), store, walk, config, progress)
     for baseline in make_baselines(config.baselines, config.max_statistical):
         if progress:
             print(f"baseline: {baseline.name}", file=sys.stderr)
@@ -108,6 +116,8 @@ def evaluate(
         f"{count:,} cut-off{'s' if count > 1 else ''} of {some}{len(store):,} series from {splits.to_dict()['test']}, "
         f"{walk.horizon} step{'s' if walk.horizon > 1 else ''} ahead"
     )
+    if config.refit_every is not None:
+        note += f", {'all' if config.refit_model else 'baselines'} fitted anew every {config.refit_every:,} cut-offs"
     return Evaluation(store.source_name, loaded.hash, unit, factor, outcomes, found, scores, note)
 
 
@@ -121,6 +131,7 @@ class Walk:
         begins: int64, the first row of each that the model was not trained on.
         ends: int64, rows of each before the test part, which baselines may be fitted on.
         horizon: steps ahead.
+        blocks: the cut-offs in time; what is fitted anew is so at the start of each but the first.
     """
 
     places: list[int]
@@ -129,6 +140,7 @@ class Walk:
     begins: np.ndarray
     ends: np.ndarray
     horizon: int
+    blocks: list[Block]
 
 
 def check_config(config: EvaluateConfig) -> None:
@@ -137,6 +149,10 @@ def check_config(config: EvaluateConfig) -> None:
     check_range("chunk", config.chunk, 1, MANY)
     check_range("calibration_window", config.calibration_window, 1, MANY)
     check_range("max_statistical", config.max_statistical, 0, MANY)
+    if config.refit_every is not None:
+        check_range("refit_every", config.refit_every, 1, MANY)
+    elif config.refit_model:
+        raise UserError("refit_model=true: say after how many cut-offs, with refit_every")
     if config.max_cutoffs is not None:
         check_range("max_cutoffs", config.max_cutoffs, 1, MANY)
     if config.unit is not None and not 0 < config.unit < float("inf"):
@@ -184,47 +200,53 @@ def pooled(parts: Sequence[Forecasts]) -> Forecasts:
 
 
 def _model_forecasts(
-    loaded: LoadedModel, store: SeriesStore, walk: Walk, config: EvaluateConfig, progress: bool
+    models: Iterator[LoadedModel], store: SeriesStore, walk: Walk, config: EvaluateConfig, progress: bool
 ) -> dict[str, Forecasts]:
     """Of the model as it is; corrected by a trailing window of what was missed, from the validation part on; and
-    corrected once, by the validation part, as the batch job writes it."""
-    model, scaler, levels = loaded.model, loaded.scaler, np.array(LEVELS)
-    rows: list[np.ndarray] = []
-    found: list[Forecasts] = []
-    for place, history, cutoffs, begin in tqdm(
-        zip(walk.places, walk.histories, walk.cutoffs, walk.begins, strict=True),
-        total=len(walk.places),
-        desc="walking",
-        unit="series",
-        disable=not progress,
-    ):
-        first = max(int(begin), int(cutoffs[0]) - config.calibration_window * config.stride)
-        before = np.arange(first + (int(cutoffs[0]) - first) % config.stride, cutoffs[0], config.stride)
-        rows.append(np.concatenate([before[_ripe(history)[before]], cutoffs]))
-        said = walk_series(model, scaler, store, place, rows[-1], config.chunk)
-        found.append(forecasts(model, said, levels))
-    wanted = [slice(len(all_rows) - len(cutoffs), None) for all_rows, cutoffs in zip(rows, walk.cutoffs, strict=True)]
+    corrected once, by the validation part, as the batch job writes it. ``models``: one for each block, or one for all.
+    """
+    levels = np.array(LEVELS)
+    before = [_calibration_rows(walk, i, config) for i in range(len(walk.places))]
+    rows = [np.concatenate(pair) for pair in zip(before, walk.cutoffs, strict=True)]
+    parts: list[list[Forecasts]] = [[] for _ in rows]
+    shipped: list[list[np.ndarray]] = [[] for _ in rows]
+    blocks = walk.blocks if config.refit_model else [replace(walk.blocks[0], end=walk.blocks[-1].end)]
+    for number, (block, loaded) in enumerate(zip(blocks, models, strict=True)):
+        what = f"walking, model {number + 1} of {len(blocks)}" if config.refit_model else "walking"
+        for i in tqdm(range(len(rows)), desc=what, unit="series", disable=not progress):
+            own = rows[i][block.part(walk.histories[i].time[rows[i]], since=None if number else _EVER)]
+            if len(own):
+                said = walk_series(loaded.model, loaded.scaler, store, walk.places[i], own, config.chunk)
+                parts[i].append(forecasts(loaded.model, said, levels))
+                shipped[i].append(loaded.calibration.apply(parts[i][-1].quantiles))
+    found = [pooled(own) for own in parts]
+    wanted = [slice(len(one), None) for one in before]
     plain = pooled([_rows_of(one, part) for one, part in zip(found, wanted, strict=True)])
     if not config.calibrate:
         return {MODEL: plain}
-    outcomes = [
-        cumulated(history.x, history.kind, all_rows, walk.horizon)
-        for history, all_rows in zip(walk.histories, rows, strict=True)
-    ]
     corrected = recalibrate(
         levels,
         [one.quantiles for one in found],
-        outcomes,
+        [cumulated(one.x, one.kind, own, walk.horizon) for one, own in zip(walk.histories, rows, strict=True)],
         rows,
         config.calibration_window,
         time=[history.time for history in walk.histories],
     )
-    better = [
-        _rows_of(replace(one, quantiles=quantiles), part)
-        for one, quantiles, part in zip(found, corrected, wanted, strict=True)
-    ]
-    shipped = replace(plain, quantiles=loaded.calibration.apply(plain.quantiles))
-    return {MODEL: plain, CALIBRATED: pooled(better), SHIPPED: shipped}
+    trailing = [quantiles[part] for quantiles, part in zip(corrected, wanted, strict=True)]
+    once = [np.concatenate(own)[part] for own, part in zip(shipped, wanted, strict=True)]
+    return {
+        MODEL: plain,
+        CALIBRATED: replace(plain, quantiles=np.concatenate(trailing)),
+        SHIPPED: replace(plain, quantiles=np.concatenate(once)),
+    }
+
+
+def _calibration_rows(walk: Walk, i: int, config: EvaluateConfig) -> np.ndarray:
+    """Rows of series i before its cut-offs, at their stride, whose forecasts the first corrections rest on."""
+    cutoff = int(walk.cutoffs[i][0])
+    first = max(int(walk.begins[i]), cutoff - config.calibration_window * config.stride)
+    rows = np.arange(first + (cutoff - first) % config.stride, cutoff, config.stride)
+    return rows[_ripe(walk.histories[i])[rows]]
 
 
 def _rows_of(found: Forecasts, rows: slice) -> Forecasts:
@@ -234,12 +256,15 @@ def _rows_of(found: Forecasts, rows: slice) -> Forecasts:
 def _baseline_forecasts(baseline: Baseline, walk: Walk) -> Forecasts:
     """Of all series; NaN for those that the baseline does not cover."""
     levels = np.array(LEVELS)
-    baseline.fit(walk.histories, walk.ends, walk.horizon)
-    parts = []
-    for i, (history, cutoffs) in enumerate(zip(walk.histories, walk.cutoffs, strict=True)):
-        if baseline.covers(i):
-            parts.append(baseline.forecast(i, history, cutoffs, walk.horizon, levels))
-            continue
-        nothing = np.full((len(cutoffs), walk.horizon), np.nan)
-        parts.append(Forecasts(levels, np.full((*nothing.shape, len(levels)), np.nan), nothing, nothing))
-    return pooled(parts)
+    parts: list[list[Forecasts]] = [[] for _ in walk.places]
+    for number, block in enumerate(walk.blocks):
+        ends = np.array([block.known(history) for history in walk.histories]) if number else walk.ends
+        baseline.fit(walk.histories, ends, walk.horizon)
+        for i, (history, cutoffs) in enumerate(zip(walk.histories, walk.cutoffs, strict=True)):
+            own = cutoffs[block.part(history.time[cutoffs])]
+            if baseline.covers(i):
+                parts[i].append(baseline.forecast(i, history, own, walk.horizon, levels))
+                continue
+            nothing = np.full((len(own), walk.horizon), np.nan)
+            parts[i].append(Forecasts(levels, np.full((*nothing.shape, len(levels)), np.nan), nothing, nothing))
+    return pooled([pooled(own) for own in parts])

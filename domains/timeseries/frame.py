@@ -23,16 +23,19 @@ def forecast_columns(
     time: np.ndarray,
     y: np.ndarray,
     covariates: dict[str, np.ndarray] | None = None,
+    offset: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Read each series from its first row to its last, and forecast behind that, as the batch job does.
 
     Args:
-        loaded: the model.
+        loaded: the model, of :func:`domains.timeseries.forecast_shard.load_for_job` for the digits of the batch job.
         names: (n,), the series of each row.
         time: int64 (n,), microseconds since 1970 UTC; sorted within each series or not.
         y: float64 (n,), observations, NaN where missing. With covariates known in advance, rows at the end of a series
             without observation are its schedule.
         covariates: column to float (n,), those of the model's training.
+        offset: int (n,), seconds that the clock of each row is ahead of UTC; counts where the training names no zone,
+            and is 0 when None.
 
     Returns:
         Columns of one row for each series and step ahead, series in the order in which they come: series, cutoff and
@@ -41,12 +44,19 @@ def forecast_columns(
         centre on.
 
     Raises:
-        UserError: a covariate is missing, two rows of a series have the same stamp, or a price is not positive.
+        UserError: a covariate is missing, two rows of a series have the same stamp, an observation is infinite, or a
+            price is not positive.
     """
+    if np.isinf(y).any():
+        at = int(np.flatnonzero(np.isinf(y))[0])
+        raise UserError(f"series {names[at]!r}: {y[at]} is not an observation; leave it empty or take the row out")
     if loaded.scaler.kind == "price" and (y <= 0).any():
         at = int(np.flatnonzero(y <= 0)[0])
         raise UserError(f"series {names[at]!r}: {y[at]} is not a positive price; take the row out")
-    groups = [(name, _stretch(loaded, name, rows, time, y, covariates or {})) for name, rows in _by_series(names, time)]
+    zone = loaded.config.data.zone
+    clock = _offsets(time, zone) if zone else np.zeros(len(time)) if offset is None else offset
+    own = (time, clock.astype(np.int32), y)
+    groups = [(name, _stretch(loaded, name, rows, *own, covariates or {})) for name, rows in _by_series(names, time)]
     parts = [_forecast(loaded, batch) for batch in _batches([group for group in groups if group[1].new])]
     joined = {column: [part[column] for part in parts] for column in _NAMES}
     columns = {column: np.concatenate(values) if values else np.zeros(0) for column, values in joined.items()}
@@ -68,7 +78,13 @@ def _by_series(names: np.ndarray, time: np.ndarray) -> Iterator[tuple[str, np.nd
 
 
 def _stretch(
-    loaded: LoadedModel, name: str, rows: np.ndarray, time: np.ndarray, y: np.ndarray, given: dict[str, np.ndarray]
+    loaded: LoadedModel,
+    name: str,
+    rows: np.ndarray,
+    time: np.ndarray,
+    offset: np.ndarray,
+    y: np.ndarray,
+    given: dict[str, np.ndarray],
 ) -> Stretch:
     """All rows of a series, with a forecast wanted behind the last that has come."""
     shape, scaler = loaded.scaler.shape, loaded.scaler
@@ -80,15 +96,13 @@ def _stretch(
         for columns in (shape.past, shape.future, shape.static)
     )
     own = time[rows]
-    found = Rows(own, _offsets(own, loaded.config.data.zone), y[rows], past, future, static[0])
+    found = Rows(own, offset[rows], y[rows], past, future, static[0])
     count = observed_rows(found.y, scaler)
     return Stretch(ahead_of(found, count, scaler, own[:count]), count, np.arange(max(0, count - 1), count))
 
 
 def _offsets(time: np.ndarray, zone: str) -> np.ndarray:
-    """Seconds that the clock of the training is ahead of UTC, int32."""
-    if not zone:
-        return np.zeros(len(time), dtype=np.int32)
+    """Seconds that the clock of a zone is ahead of UTC, int32."""
     import pandas as pd
 
     there = pd.DatetimeIndex(time.astype("datetime64[us]"), tz="UTC").tz_convert(zone)

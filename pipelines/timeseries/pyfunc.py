@@ -13,8 +13,8 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from domains.errors import UserError
+from domains.timeseries.forecast_shard import load_for_job
 from domains.timeseries.frame import forecast_columns
-from domains.timeseries.trained import load_model
 
 
 class SeriesForecaster(PythonModel):
@@ -22,7 +22,7 @@ class SeriesForecaster(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the model folder, on the CPU."""
-        self._loaded = load_model(context.artifacts["model"])
+        self._loaded = load_for_job(context.artifacts["model"], "cpu")
 
     # MLflow knows what to make of this type hint, and says nothing. A Polars frame is passed on as it is.
     def predict(
@@ -31,18 +31,21 @@ class SeriesForecaster(PythonModel):
         """One row for each series and step ahead; see :func:`domains.timeseries.frame.forecast_columns`.
 
         Raises:
-            UserError: a column is missing, or two rows of a series have the same stamp.
+            UserError: a column, a name or a stamp is missing, or two rows of a series have the same stamp.
         """
         data, shape = self._loaded.config.data, self._loaded.scaler.shape
         names = [*shape.past, *shape.future, *shape.static]
         frame = _to_pandas(model_input, [data.time, *data.target, *names], data.id)
-        stamps = pd.to_datetime(frame[data.time], utc=True).dt.tz_localize(None).to_numpy("datetime64[us]")
+        try:
+            stamps, offset = _clock(frame[data.time], _zone(model_input[data.time]))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"column {data.time}: holds what is no stamp ({error})") from None
         covariates = {name: frame[name].to_numpy() for name in names}
         parts = []
         for target in data.target:
             series = frame[data.id].astype(str) + (f"/{target}" if len(data.target) > 1 else "")
             y = frame[target].to_numpy(np.float64)
-            found = forecast_columns(self._loaded, series.to_numpy(object), stamps.astype(np.int64), y, covariates)
+            found = forecast_columns(self._loaded, series.to_numpy(object), stamps, y, covariates, offset)
             parts.append(pd.DataFrame(found))
         table = pd.concat(parts, ignore_index=True)
         return table.assign(**{name: pd.to_datetime(table[name], unit="us") for name in ("cutoff", "stamp")})
@@ -55,7 +58,33 @@ def _to_pandas(given: Any, columns: list[str], name: str) -> pd.DataFrame:
         if column not in given.columns:
             raise UserError(f"the table has no column {column!r}; the model was trained with {', '.join(columns)}")
     frame = pd.DataFrame({column: given[column].to_numpy() for column in columns})
-    return frame.assign(**{name: given[name].to_numpy() if name in given.columns else "series"})
+    frame = frame.assign(**{name: given[name].to_numpy() if name in given.columns else "series"})
+    for column in (name, columns[0]):
+        if frame[column].isna().any():
+            raise UserError(f"column {column}: row {int(frame[column].isna().argmax()) + 1} is empty; take the row out")
+    return frame
+
+
+def _zone(column: Any) -> str | None:
+    """The zone of a typed column of stamps, of pandas or Polars; None when it has none."""
+    zone = getattr(column.dtype, "tz", None) or getattr(column.dtype, "time_zone", None)
+    return None if zone is None else str(zone)
+
+
+def _clock(column: pd.Series, zone: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Stamps in microseconds UTC, and seconds that the clock that they are written on is ahead of UTC, int64 (n,)."""
+    if column.dtype == object:  # text, or Python's datetimes: each may have an offset of its own
+        offsets = [stamp.utcoffset() for stamp in map(pd.Timestamp, column)]
+        offset = np.array([0 if one is None else int(one.total_seconds()) for one in offsets], dtype=np.int64)
+    time = pd.to_datetime(column, utc=True)
+    if column.dtype != object:
+        local = time.dt.tz_convert(zone or "UTC").dt.tz_localize(None)
+        offset = (_microseconds(local) - _microseconds(time.dt.tz_localize(None))) // 1_000_000
+    return _microseconds(time.dt.tz_localize(None)), offset
+
+
+def _microseconds(stamps: pd.Series) -> np.ndarray:
+    return stamps.to_numpy("datetime64[us]").astype(np.int64)
 
 
 mlflow.models.set_model(SeriesForecaster())

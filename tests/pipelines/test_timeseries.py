@@ -17,6 +17,7 @@ import yaml
 from domains.settings import flatten
 from domains.timeseries import train as training
 from domains.timeseries.config import EvaluateConfig, ForecastConfig, SourceConfig
+from domains.timeseries.forecast_shard import load_for_job
 from domains.timeseries.frame import forecast_columns
 from domains.timeseries.store import SeriesStore
 from domains.timeseries.trained import load_model
@@ -141,7 +142,7 @@ def test_the_mlflow_model_says_what_the_batch_job_says(whole: Path, pyfunc: Any)
     stamps = table["ds"].cast(pl.Datetime("us")).to_physical().to_numpy()
     covariates = {name: table[name].to_numpy() for name in ("volume", "holiday", "size")}
     y = table["y"].fill_null(float("nan")).to_numpy()
-    columns = forecast_columns(load_model("one/model"), table["unique_id"].to_numpy(), stamps, y, covariates)
+    columns = forecast_columns(load_for_job("one/model", "cpu"), table["unique_id"].to_numpy(), stamps, y, covariates)
     batch = pl.concat([pl.read_parquet(path) for path in Path("forecasts").glob("cutoff=*/*.parquet")])
     batch = batch.sort("series", "step")
     assert list(found["series"]) == list(columns["series"]) == batch["series"].to_list()
@@ -159,6 +160,39 @@ def test_the_mlflow_model_tells_of_a_column_that_is_missing(whole: Path, pyfunc:
     one = pyfunc.predict(table.filter(pl.col("unique_id") == "A").drop("unique_id"))  # a table without names: a series
     assert list(one["step"]) == [1, 2]
     assert np.allclose(one["q0.5"], pyfunc.predict(table).query("series == 'A'")["q0.5"])
+
+
+def test_the_mlflow_model_reads_the_clock_that_stamps_are_written_on(whole: Path, pyfunc: Any) -> None:
+    """The model was trained without a zone: typed columns of a zone, and text with offsets, tell of the clock."""
+    table = pl.read_parquet("panel.parquet").with_columns(pl.col("ds").cast(pl.Datetime("us")))
+    tokyo = table.with_columns(pl.col("ds").dt.replace_time_zone("Asia/Tokyo"))
+    found = pyfunc.predict(table)
+    assert np.array_equal(pyfunc.predict(tokyo)[QUANTILES], found[QUANTILES])
+    assert pyfunc.predict(tokyo.to_pandas()).equals(pyfunc.predict(tokyo))
+    text = tokyo.with_columns(pl.col("ds").dt.to_string("%Y-%m-%dT%H:%M:%S%z"))
+    assert pyfunc.predict(text.to_pandas()).equals(pyfunc.predict(tokyo))
+    in_utc = pyfunc.predict(tokyo.with_columns(pl.col("ds").dt.convert_time_zone("UTC")))
+    assert not np.allclose(in_utc[QUANTILES], found[QUANTILES], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("y", float("inf"), "series 'A': inf is not an observation"),
+        ("ds", None, "column ds: row 3 is empty; take the row out"),
+        ("unique_id", None, "column unique_id: row 3 is empty; take the row out"),
+        ("ds", "yesterday noon", "column ds: holds what is no stamp"),
+    ],
+)
+def test_the_mlflow_model_refuses_rows_that_say_nothing(
+    whole: Path, pyfunc: Any, column: str, value: Any, message: str
+) -> None:
+    table = pl.read_parquet("panel.parquet").to_pandas()
+    if isinstance(value, str):
+        table[column] = table[column].astype(str)
+    table.loc[2, column] = value
+    with pytest.raises(ValueError, match=message):
+        pyfunc.predict(table)
 
 
 FRESH = """

@@ -20,6 +20,7 @@ from domains.timeseries.store import SeriesStore, prepare_store
 from domains.timeseries.stream import forecasts, walk_series
 from domains.timeseries.train import train
 from domains.timeseries.trained import load_model
+from tests.timeseries.conftest import small_config
 from tests.timeseries.panels import panel, panel_config
 
 CONFIG = EvaluateConfig(baselines=["naive", "ewma"])
@@ -105,6 +106,52 @@ def test_baselines_are_fitted_before_the_test_part(trained: Path, store: SeriesS
     assert np.array_equal(found.found["naive"].quantiles, np.concatenate(parts))
 
 
+def test_baselines_are_fitted_anew_at_the_start_of_each_block(
+    trained: Path, store: SeriesStore, found: Evaluation
+) -> None:
+    """On all rows up to the first cut-off of the block, of every series; the model is carried on."""
+    once, refitted = (run(trained, store, baselines=["ewma_clock"], refit_every=every) for every in (None, 30))
+    assert refitted.note == f"{found.note}, baselines fitted anew every 30 cut-offs"
+    assert np.array_equal(refitted.found[CALIBRATED].quantiles, found.found[CALIBRATED].quantiles)
+    (ewma_clock,) = make_baselines(["ewma_clock"])
+    histories = [store.history(i) for i in range(len(store))]
+    stamps = np.unique(found.outcomes.time)
+    first, end = stamps[30], stamps[60]
+    ends = np.array([np.searchsorted(history.time, first, side="right") for history in histories])
+    ewma_clock.fit(histories, ends, 2)
+    for i, history in enumerate(histories):
+        own = (found.outcomes.series == i) & (found.outcomes.time >= first) & (found.outcomes.time < end)
+        rows = np.flatnonzero(np.isin(history.time, found.outcomes.time[own]))
+        wanted = ewma_clock.forecast(i, history, rows, 2, np.array(LEVELS))
+        assert np.array_equal(refitted.found["ewma_clock"].quantiles[own], wanted.quantiles)
+    later = found.outcomes.time >= first
+    assert np.array_equal(refitted.found["ewma_clock"].quantiles[~later], once.found["ewma_clock"].quantiles[~later])
+    assert not np.allclose(refitted.found["ewma_clock"].quantiles[later], once.found["ewma_clock"].quantiles[later])
+
+
+def test_the_model_is_trained_anew_at_the_start_of_each_block(
+    prices: Path, trained: Path, store: SeriesStore, found: Evaluation, tmp_path: Path
+) -> None:
+    refitted = run(trained, store, refit_every=60, refit_model=True)
+    stamps = np.unique(found.outcomes.time)
+    border = (stamps[60] + 1).astype("datetime64[us]")
+    was = {name: np.datetime64(load_model(trained).splits[name], "us") for name in ("validation", "test")}
+    config = small_config(prices)
+    moved = {"test": str(border), "validation": str(was["validation"] + (border - was["test"]))}
+    again = train(replace(config, data=replace(config.data, **moved)), tmp_path / "run", progress=False)
+    loaded = load_model(again.model_dir)
+    for i, history in enumerate(store.history(i) for i in range(len(store))):
+        own = (found.outcomes.series == i) & (found.outcomes.time >= stamps[60])
+        rows = np.flatnonzero(np.isin(history.time, found.outcomes.time[own]))
+        said = walk_series(loaded.model, loaded.scaler, store, i, rows, 4096)
+        wanted = forecasts(loaded.model, said, np.array(LEVELS))
+        assert np.array_equal(refitted.found[MODEL].quantiles[own], wanted.quantiles)
+        assert np.array_equal(refitted.found[SHIPPED].quantiles[own], loaded.calibration.apply(wanted.quantiles))
+    before = found.outcomes.time < stamps[60]
+    assert np.allclose(refitted.found[MODEL].quantiles[before], found.found[MODEL].quantiles[before], rtol=1e-5)
+    assert not np.allclose(refitted.found[MODEL].quantiles[~before], found.found[MODEL].quantiles[~before])
+
+
 @pytest.mark.parametrize("chunk", [1, 50, 100_000])
 def test_the_chunk_changes_nothing_but_rounding(
     trained: Path, store: SeriesStore, found: Evaluation, chunk: int
@@ -149,6 +196,8 @@ def test_all_baselines_unless_some_are_named(trained: Path, store: SeriesStore) 
         ({"chunk": 0}, r"^chunk=0: must be at least 1"),
         ({"calibration_window": 0}, r"^calibration_window=0: must be at least 1"),
         ({"max_statistical": -1}, r"^max_statistical=-1: must be at least 0"),
+        ({"refit_every": 0}, r"^refit_every=0: must be at least 1"),
+        ({"refit_model": True}, r"^refit_model=true: say after how many cut-offs, with refit_every"),
         ({"max_cutoffs": 0}, r"^max_cutoffs=0: must be at least 1"),
         ({"unit": 0.0}, r"^unit=0\.0: must be more than 0"),
         ({"unit": float("inf")}, r"^unit=inf: must be more than 0, and finite"),

@@ -140,7 +140,7 @@ def test_splits_know_stamps_alone(folder: Path, store: SeriesStore, splits: Spli
 
 @pytest.fixture(scope="module")
 def evaluation(model_dir: Path, store: SeriesStore) -> Evaluation:
-    return evaluate(model_dir, store, EvaluateConfig(baselines=BASELINES), device="cpu", progress=False)
+    return evaluate(model_dir, store, EvaluateConfig(baselines=BASELINES, refit_every=25), device="cpu", progress=False)
 
 
 def some(found: Evaluation, which: np.ndarray) -> tuple[Outcomes, dict[str, Forecasts]]:
@@ -159,7 +159,7 @@ def test_an_evaluation_up_to_a_day(
 ) -> None:
     """Model, corrected intervals and baselines, and the scores of all forecasts whose outcome was known by then."""
     day = stamp(store, 0, row)
-    config = EvaluateConfig(baselines=BASELINES)
+    config = EvaluateConfig(baselines=BASELINES, refit_every=25)
     other = evaluate(model_dir, altered(store, day + 1, seed), config, device="cpu", progress=False)
     assert np.array_equal(evaluation.outcomes.time, other.outcomes.time)
     known = evaluation.outcomes.time <= day

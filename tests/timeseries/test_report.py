@@ -11,8 +11,9 @@ from scipy import stats
 from domains.timeseries.config import LEVELS
 from domains.timeseries.forecasts import Forecasts
 from domains.timeseries.history import History
-from domains.timeseries.report import Outcomes, Scores, _chi_squared_tail, lines_of, pit, plain, score
+from domains.timeseries.report import Outcomes, Scores, _chi_squared_tail, pit, plain, score
 from domains.timeseries.risk import christoffersen_coverage
+from domains.timeseries.table import lines_of
 
 DAY = 86_400_000_000
 Z = stats.norm.ppf(LEVELS)

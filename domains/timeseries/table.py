@@ -1,0 +1,79 @@
+"""Scores as tables for people."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from domains.timeseries.report import TAILS, Scores
+
+_STEPS_SHOWN = 12
+
+
+def lines_of(scores: Mapping[str, Scores], unit: str) -> list[str]:
+    """The tables of an evaluation, for people: a line each."""
+    columns: list[tuple[str, str, str]] = [
+        ("CRPS", "crps", ".4f"),
+        ("p", "crps_p", ".3f"),
+        ("WQL", "wql", ".4f"),
+        ("MASE", "mase", ".4f"),
+        ("QLIKE", "qlike", ".4f"),
+        ("in 80%", "coverage_80", ".1%"),
+        ("in 95%", "coverage_95", ".1%"),
+        ("direction", "direction", ".1%"),
+    ]
+    if any("rank_ic" in one.overall for one in scores.values()):
+        columns.append(("rank IC", "rank_ic", ".3f"))
+    risks = [
+        (f"{title} {tail:.0%}", f"var_{100 * tail:.0f}_{key}", form)
+        for tail in TAILS
+        for title, key, form in (
+            ("hits", "hits", ".2%"),
+            ("Kupiec p", "kupiec_p", ".3f"),
+            ("cond. p", "christoffersen_p", ".3f"),
+            ("tick", "tick", ".5f"),
+        )
+    ]
+    risks = [*risks[:4], ("p", "tick_5_p", ".3f"), *risks[4:], ("p", "tick_1_p", ".3f")]
+    lines = [f"scores in {unit}; p: could the difference in CRPS from the first line be chance (by day)", ""]
+    lines += _table(scores, columns)
+    lines += [
+        "",
+        "value at risk: hits and their tests one step ahead (of several series pooled: rejected too soon); tick loss",
+        "at all steps; p: could its difference from the first line be chance",
+        "",
+    ]
+    lines += _table(scores, risks)
+    lines += _by_step(scores)
+    partial = {name: one.covered for name, one in scores.items() if one.covered < 1}
+    lines += [f"{name}: of {share:.0%} of the outcomes alone" for name, share in partial.items()]
+    return lines
+
+
+def _by_step(scores: Mapping[str, Scores]) -> list[str]:
+    """CRPS by how far is looked ahead; of many steps some, from the first to the last."""
+    steps = len(next(iter(scores.values())).by_step["crps"])
+    if steps == 1:
+        return []
+    shown = np.unique(np.linspace(0, steps - 1, _STEPS_SHOWN).round().astype(int)).tolist()
+    cells = [["", *(str(h + 1) for h in shown)]]
+    cells += [[name, *(_cell(one.by_step["crps"][h], ".4f") for h in shown)] for name, one in scores.items()]
+    return ["", "CRPS by steps ahead", "", *_rows(cells)]
+
+
+def _table(scores: Mapping[str, Scores], columns: Sequence[tuple[str, str, str]]) -> list[str]:
+    cells = [["", *(title for title, _, _ in columns)]]
+    for name, one in scores.items():
+        cells.append([name, *(_cell(one.overall.get(key), form) for _, key, form in columns)])
+    return _rows(cells)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None or np.isnan(value) else format(value, form)
+
+
+def _rows(cells: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in cells
+    ]
