@@ -44,6 +44,7 @@ class EvaluateConfig:
     max_order: int = 10  # largest Markov order considered; the order is chosen on validation
     max_bases: int | None = None  # score at most this many bases, from the start of the test regions
     both_strands: bool = True
+    context: int | None = None  # bases after which every model forgets what it has read; None: never within a contig
     chunk: int = 16384  # bases per call while streaming; does not change the result
 
 

@@ -43,6 +43,7 @@ class Evaluation:
         regions: what was scored.
         whole: whether that is all of the test regions.
         strands: ``both`` or ``forward``.
+        context: bases after which all models forgot what they had read, from the start of each strand; None: never.
         source: name of the genome's file. fingerprint: of the genome.
         model_hash: sha256 of the weights.
         seconds: that scoring took, the model alone. hardware: that it ran on.
@@ -54,6 +55,7 @@ class Evaluation:
     regions: list[Region]
     whole: bool
     strands: str
+    context: int | None
     source: str
     fingerprint: str
     model_hash: str
@@ -87,7 +89,8 @@ class Evaluation:
             names = f"{len(self.regions)} contigs"
         part = "test regions" if self.whole else "start of the test regions"
         strands = "both strands" if self.strands == "both" else "forward strand"
-        return f"{strands} of {self.source} {names} ({part}, {bases:,} bases)"
+        forgetting = "" if self.context is None else f", context of {self.context:,} bases at most"
+        return f"{strands} of {self.source} {names} ({part}, {bases:,} bases{forgetting})"
 
     def metrics(self) -> dict[str, float]:
         """The numbers over all positions by name, for a tracker."""
@@ -110,6 +113,7 @@ class Evaluation:
             "regions": [region._asdict() for region in self.regions],
             "whole": self.whole,
             "strands": self.strands,
+            "context": self.context,
             "source": self.source,
             "fingerprint": self.fingerprint,
             "model_hash": self.model_hash,
@@ -132,14 +136,16 @@ def evaluate(
 ) -> Evaluation:
     """Score the test regions of a model with it and with Markov models fitted on the same training regions.
 
-    Each region is read once a strand, with the state carried from its first base to its last. Markov contexts start
-    and end where the model's do.
+    Each region is read once a strand, with the state carried from its first base to its last, or afresh every
+    ``context`` bases. Markov contexts start and end where the model's do.
 
     Raises:
         UserError: the model folder is not complete, the genome is another one, or a setting makes no sense.
     """
     if config.max_bases is not None and config.max_bases < 1:
         raise UserError(f"max_bases={config.max_bases}: must be at least 1, or left out")
+    if config.context is not None and config.context < 1:
+        raise UserError(f"context={config.context}: must be at least 1 base, or left out")
     check_chunk(config.chunk)
     target = choose_device(device)
     loaded = load_model(model_dir, str(target))
@@ -152,7 +158,7 @@ def evaluate(
     with tqdm(total=bases * len(strands), desc="scoring", unit="b", unit_scale=True, disable=not progress) as bar:
         for region in regions:
             for reverse in strands:
-                _score_region(loaded, store, region, config.chunk, reverse, totals, bar)
+                _score_region(loaded, store, region, config, reverse, totals, bar)
     return Evaluation(
         rows=totals.rows(),
         by_order=[order.bits_per_base for order in totals.by_order],
@@ -160,6 +166,7 @@ def evaluate(
         regions=regions,
         whole=bases == sum(region.length for region in loaded.splits.test),
         strands="both" if config.both_strands else "forward",
+        context=config.context,
         source=store.source_name,
         fingerprint=store.fingerprint,
         model_hash=loaded.hash,
@@ -205,15 +212,23 @@ class _Totals:
 
 
 def _score_region(
-    loaded: LoadedModel, store: GenomeStore, region: Region, chunk: int, reverse: bool, totals: _Totals, bar: tqdm
+    loaded: LoadedModel,
+    store: GenomeStore,
+    region: Region,
+    config: EvaluateConfig,
+    reverse: bool,
+    totals: _Totals,
+    bar: tqdm,
 ) -> None:
     """Add one strand of a region to the totals."""
 
     def read(start: int, stop: int) -> np.ndarray:
         return store.tokens(region.contig, region.start + start, region.start + stop)
 
-    context = np.empty(0, np.uint8)  # what was read just before the chunk, on its strand
-    scored = stream_log_probs(loaded.model, read, region.length, chunk=chunk, reverse=reverse)
+    reader = _MarkovReader(totals.markov, config.context)
+    scored = stream_log_probs(
+        loaded.model, read, region.length, chunk=config.chunk, reverse=reverse, context=config.context
+    )
     for start, nats in _timed(scored, totals):
         stop = start + len(nats)
         mask = store.soft_mask(region.contig, region.start + start, region.start + stop)
@@ -221,11 +236,32 @@ def _score_region(
         totals.model.add_nats(region.contig, nats, soft_mask)
         tokens = read(start, stop)
         strand = reverse_complement(tokens) if reverse else tokens
-        for order, bits in enumerate(totals.by_order):
-            log2 = totals.markov.log2_probs(strand, order, context)
+        for bits, log2 in zip(totals.by_order, reader.read(strand), strict=True):
             bits.add(region.contig, log2[::-1] if reverse else log2, soft_mask)
-        context = np.concatenate([context, strand])[-max(totals.markov.max_order, 1) :]
         bar.update(len(nats))
+
+
+class _MarkovReader:
+    """The Markov models of every order over one strand that comes in chunks; they forget where the model does."""
+
+    def __init__(self, markov: MarkovModels, context: int | None) -> None:
+        self._markov = markov
+        self._context = context
+        self._read = 0
+        self._before = np.empty(0, np.uint8)  # what was read just before, of the same window
+
+    def read(self, strand: np.ndarray) -> list[np.ndarray]:
+        """Log2 probabilities of the next tokens, uint8 (l,), by each order from 0 up: float32 (l,)."""
+        borders = [] if self._context is None else range(-self._read % self._context, len(strand), self._context)
+        found = []
+        for index, piece in enumerate(np.split(strand, borders)):
+            if index:
+                self._before = self._before[:0]
+            orders = range(self._markov.max_order + 1)
+            found.append([self._markov.log2_probs(piece, order, self._before) for order in orders])
+            self._before = np.concatenate([self._before, piece])[-max(self._markov.max_order, 1) :]
+        self._read += len(strand)
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def _timed(scored: Iterator[Any], totals: _Totals) -> Iterator[Any]:

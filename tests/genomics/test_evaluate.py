@@ -73,6 +73,26 @@ def test_a_genome_without_a_mask_has_no_rows_for_it(tiny, tiny_model, monkeypatc
     assert [row.name for row in found.rows] == ["all", "c4"]
 
 
+@pytest.mark.parametrize("chunk", [100, 128, 500, 100_000])
+def test_with_a_context_all_models_forget_at_the_same_places(tiny, tiny_model, chunk):
+    """Windows of 128 from the start of each strand, each scored as if it were alone."""
+    found = evaluate(tiny_model, tiny, replace(CONFIG, chunk=chunk, context=128), progress=False)
+    loaded = load_model(tiny_model)
+    markov = MarkovModels.fit(tiny, loaded.splits.train, 3, loaded.splits.validation)
+    windows = [
+        strand[start : start + 128]
+        for strand in (tiny.tokens("c4"), reverse_complement(tiny.tokens("c4")))
+        for start in range(0, 3600, 128)
+    ]
+    nats = np.concatenate([score_sequence(loaded.model, window) for window in windows])
+    assert row(found, "all").model == pytest.approx(-np.nanmean(nats) / math.log(2), abs=1e-6)
+    for order in range(4):
+        log2 = np.concatenate([markov.log2_probs(window, order) for window in windows])
+        assert found.by_order[order] == pytest.approx(-np.nanmean(log2), abs=1e-6)
+    assert "3,600 bases, context of 128 bases at most)" in found.table()
+    assert found.to_dict()["context"] == 128
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 100_000])
 def test_the_chunk_changes_nothing(tiny, tiny_model, chunk):
     config = replace(CONFIG, max_bases=150, chunk=500)
@@ -129,6 +149,7 @@ def test_another_genome_and_settings_without_sense_are_refused(tiny, tiny_model,
     for config, message in (
         (replace(CONFIG, max_bases=0), "max_bases=0"),
         (replace(CONFIG, chunk=0), "chunk=0"),
+        (replace(CONFIG, context=0), "context=0"),
         (replace(CONFIG, max_order=99), "max_order=99"),
     ):
         with pytest.raises(UserError, match=message):
