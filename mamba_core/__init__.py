@@ -3,17 +3,19 @@
 from mamba_core.backbone import Backbone, BackboneConfig
 from mamba_core.causal_lm import CausalLM
 from mamba_core.decoding import GraphedStep
-from mamba_core.mixers import Capabilities, Mamba1Config, Mamba2Config, Mixer
+from mamba_core.mixers import AttentionConfig, Capabilities, Mamba1Config, Mamba2Config, Mixer, MLPConfig
 from mamba_core.state import State
 from mamba_core.stream_pool import StreamPool
 from mamba_core.streaming import prefetch, stream
 
 __all__ = [
+    "AttentionConfig",
     "Backbone",
     "BackboneConfig",
     "Capabilities",
     "CausalLM",
     "GraphedStep",
+    "MLPConfig",
     "Mamba1Config",
     "Mamba2Config",
     "Mixer",

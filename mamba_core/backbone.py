@@ -2,21 +2,30 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mamba_core.blocks import Block, RMSNorm
-from mamba_core.mixers import Mamba1Config, Mamba2Config, Mixer, MixerConfig
+from mamba_core.mixers import (
+    MLP,
+    AttentionConfig,
+    Capabilities,
+    Mamba1Config,
+    Mamba2Config,
+    Mixer,
+    MixerConfig,
+    MLPConfig,
+)
 from mamba_core.mixers.base import check_sizes
 from mamba_core.state import State
 
 
 @dataclass
 class BackboneConfig:
-    """A stack of ``n_layers`` mixers of width ``d_model``.
+    """A stack of ``n_layers`` mixers of width ``d_model``; a gated MLP counts as one.
 
     ``pattern`` names the mixers from the first layer up and is repeated to fill the stack; each name is a field of
     this class that holds that mixer's own configuration.
@@ -28,6 +37,8 @@ class BackboneConfig:
     norm_eps: float = 1e-5
     mamba1: Mamba1Config = field(default_factory=Mamba1Config)
     mamba2: Mamba2Config = field(default_factory=Mamba2Config)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    mlp: MLPConfig = field(default_factory=MLPConfig)
 
     def build(self) -> "Backbone":
         """The stack.
@@ -39,7 +50,12 @@ class BackboneConfig:
 
     def build_mixer(self, layer: int) -> Mixer:
         """The mixer of one layer."""
-        known: dict[str, MixerConfig] = {"mamba1": self.mamba1, "mamba2": self.mamba2}
+        known: dict[str, MixerConfig] = {
+            "mamba1": self.mamba1,
+            "mamba2": self.mamba2,
+            "attention": self.attention,
+            "mlp": self.mlp,
+        }
         if not self.pattern:
             raise ValueError(f"backbone.pattern is empty; name at least one of {', '.join(known)}")
         name = self.pattern[layer % len(self.pattern)]
@@ -60,6 +76,8 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(
             Block(config.d_model, config.build_mixer(i), config.norm_eps) for i in range(config.n_layers)
         )
+        if all(isinstance(block.mixer, MLP) for _, block in self.blocks()):
+            raise ValueError(f"backbone.pattern={config.pattern}: none of these layers mixes tokens")
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         with torch.no_grad():  # residual branches start small: their sum has the size of one
             for _, block in self.blocks():
@@ -70,6 +88,14 @@ class Backbone(nn.Module):
         for i, layer in enumerate(self.layers):
             yield f"layers.{i}", cast(Block, layer)
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What all layers can do."""
+        all_layers = [block.mixer.capabilities for _, block in self.blocks()]
+        return Capabilities(
+            **{flag.name: all(getattr(layer, flag.name) for layer in all_layers) for flag in fields(Capabilities)}
+        )
+
     def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
         """Run a whole sequence; see :meth:`mamba_core.mixers.Mixer.forward` for state and seq_idx."""
         after = {}
@@ -78,7 +104,7 @@ class Backbone(nn.Module):
         return self.norm(x), State.nest(after)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One token of each row, x (b, d_model), in constant time and memory."""
+        """One token of each row, x (b, d_model), in constant time and memory if :attr:`capabilities` says so."""
         after = {}
         for name, block in self.blocks():
             x, after[name] = block.step(x, state.child(name))

@@ -36,7 +36,7 @@ class CausalLM(nn.Module):
         return self.head(x), state
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """One token of each row: tokens (b,) -> logits (b, vocab_size), in constant time and memory."""
+        """One token of each row: tokens (b,) -> logits (b, vocab_size); see :meth:`mamba_core.Backbone.step`."""
         x, state = self.backbone.step(self.embedding(tokens), state)
         return self.head(x), state
 

@@ -18,6 +18,9 @@ class GraphedStep:
     The state is that very ``state``, advanced where it lies: clone it first to keep where it stood, and copy another
     into it (:meth:`State.copy_`) to carry on from there. Weights, too, are read where they lay when this was made.
     Autocast is as it was then; under it each step casts the weights anew, so a model in bfloat16 is faster.
+
+    A state that grows (attention without a window) has no fixed place: then :meth:`CausalLM.step` runs, on a GPU too,
+    and ``state`` is another after each token.
     """
 
     def __init__(self, model: CausalLM, state: State):
@@ -31,7 +34,8 @@ class GraphedStep:
             kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False
         )
         self._graph: torch.cuda.CUDAGraph | None = None
-        if kind == "cuda":
+        self._fixed = model.backbone.capabilities.constant_state
+        if kind == "cuda" and self._fixed:
             self._capture()
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -59,7 +63,11 @@ class GraphedStep:
 
     def _eager(self, tokens: Tensor) -> Tensor:
         with self._autocast:
-            return self.model.step_(tokens, self.state)
+            if self._fixed:
+                return self.model.step_(tokens, self.state)
+            with torch.no_grad():
+                logits, self.state = self.model.step(tokens, self.state)
+                return logits
 
     def _capture(self) -> None:
         with torch.inference_mode(False):  # so that step() may be called in that mode and out of it

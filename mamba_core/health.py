@@ -19,6 +19,8 @@ def _mixers(model: nn.Module) -> list[Mixer]:
 class HealthProbe:
     """Watches one forward pass of a model: the largest final \\|state\\| and the quantiles of dt, layer by layer.
 
+    A layer without them (attention, an MLP) has no such numbers.
+
     ::
 
         with HealthProbe(model) as probe:
@@ -44,8 +46,12 @@ class HealthProbe:
         @torch.no_grad()
         def hook(mixer: Mixer, args: tuple[Tensor, ...], output: tuple[Tensor, "dict[str, Tensor]"]) -> None:
             _, state = output
-            self._seen[f"{layer}/state_max"] = state["ssm"].abs().max().item()
-            dt = mixer.time_steps(args[0]).float().flatten()
+            if "ssm" in state:
+                self._seen[f"{layer}/state_max"] = state["ssm"].abs().max().item()
+            dt = mixer.time_steps(args[0])
+            if dt is None:
+                return
+            dt = dt.float().flatten()
             dt = dt[:: max(1, dt.numel() // _MAX_SAMPLES)]
             for name, q in _QUANTILES.items():
                 self._seen[f"{layer}/dt_{name}"] = torch.quantile(dt, q).item()

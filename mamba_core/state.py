@@ -61,8 +61,11 @@ class State(Mapping[str, Tensor]):
 
     @staticmethod
     def cat(states: "list[State]") -> "State":
-        """Stack states of the same model along the batch."""
-        return State({name: torch.cat([state[name] for state in states]) for name in states[0]})
+        """Stack states of the same model along the batch.
+
+        Of tensors that have grown along dimension 1 (keys and values: the latest last), the shorter get zeros in front.
+        """
+        return State({name: torch.cat(_equally_long([state[name] for state in states])) for name in states[0]})
 
     def to(self, device: torch.device | str) -> "State":
         """Move to a device; dtypes stay as they are."""
@@ -89,3 +92,14 @@ class State(Mapping[str, Tensor]):
     def load(path: str | PathLike[str], device: str = "cpu") -> "State":
         """Read a safetensors file written by :meth:`save`; the same bits come back."""
         return State(load_file(path, device=device))
+
+
+def _equally_long(tensors: list[Tensor]) -> list[Tensor]:
+    """Zeros in front of those that are shorter than others along dimension 1."""
+    longest = max(tensor.shape[1] if tensor.ndim > 1 else 0 for tensor in tensors)
+    return [
+        torch.cat([t.new_zeros(t.shape[0], longest - t.shape[1], *t.shape[2:]), t], dim=1)
+        if t.ndim > 1 and t.shape[1] < longest
+        else t
+        for t in tensors
+    ]

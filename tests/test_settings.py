@@ -49,6 +49,15 @@ def test_every_default_survives_a_round_trip_through_yaml(tmp_path):
     assert from_dict(TrainConfig, read_yaml(tmp_path / "config.yaml")) == config
 
 
+def test_settings_from_before_backbones_knew_attention_still_load(tmp_path):
+    """A model folder of then holds no attention and no mlp; with its pattern, the defaults make no difference."""
+    saved = to_dict(TrainConfig())
+    for name in ("attention", "mlp"):
+        del saved["backbone"][name]
+    write_yaml(tmp_path / "config.yaml", saved)
+    assert from_dict(TrainConfig, read_yaml(tmp_path / "config.yaml")) == TrainConfig()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

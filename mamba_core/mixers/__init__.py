@@ -1,7 +1,21 @@
 """Sequence mixers, one file each, all with the face of :class:`mamba_core.mixers.base.Mixer`."""
 
+from mamba_core.mixers.attention import Attention, AttentionConfig
 from mamba_core.mixers.base import Capabilities, Mixer, MixerConfig
 from mamba_core.mixers.mamba1 import Mamba1, Mamba1Config
 from mamba_core.mixers.mamba2 import Mamba2, Mamba2Config
+from mamba_core.mixers.mlp import MLP, MLPConfig
 
-__all__ = ["Capabilities", "Mamba1", "Mamba1Config", "Mamba2", "Mamba2Config", "Mixer", "MixerConfig"]
+__all__ = [
+    "MLP",
+    "Attention",
+    "AttentionConfig",
+    "Capabilities",
+    "MLPConfig",
+    "Mamba1",
+    "Mamba1Config",
+    "Mamba2",
+    "Mamba2Config",
+    "Mixer",
+    "MixerConfig",
+]

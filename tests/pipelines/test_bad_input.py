@@ -76,7 +76,7 @@ def test_no_such_file(cli: Cli, workspace: Path) -> None:
         ("data.test=[c3]", "made.fa: contig c3 is in data.test and data.validation"),
         (
             "backbone.pattern=[mamba9]",
-            "config: backbone: backbone.pattern names 'mamba9'; known mixers: mamba1, mamba2",
+            "config: backbone: backbone.pattern names 'mamba9'; known mixers: mamba1, mamba2, attention, mlp",
         ),
         ("trainer.max_steps=0", "trainer.max_steps=0: must be at least 1"),
         ("trainer.threads=100000", "trainer.threads=100000: must be at most"),
