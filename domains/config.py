@@ -9,7 +9,13 @@ MANY = 10**9  # the most that a count may be: more is a slip of the keyboard, an
 
 # Settings of TrainerConfig that a resumed run may be told anew, because they decide no number of it.
 FREE_TRAINER_KEYS = frozenset(
-    {"trainer.accelerator", "trainer.threads", "trainer.max_minutes", "trainer.checkpoint_every"}
+    {
+        "trainer.accelerator",
+        "trainer.threads",
+        "trainer.max_minutes",
+        "trainer.checkpoint_every",
+        "trainer.border_states",
+    }
 )
 
 
@@ -31,6 +37,9 @@ class TrainerConfig:
     max_steps: int = 1000
     accumulate: int = 1  # batches per optimizer step
     gradient_clip: float = 1.0
+    segment_length: int | None = None  # train through a window in segments of this many tokens, with its exact gradient
+    truncate_every: int | None = None  # cut the gradient every n segments: truncated backpropagation, which is biased
+    border_states: str = "device"  # where the states between segments wait for the backward pass: device | cpu
     accelerator: str = "auto"  # auto | cpu | gpu
     precision: str = "auto"  # auto: bf16-mixed on GPU, 32-true on CPU
     threads: int = 0  # CPU threads; 0 leaves PyTorch's choice

@@ -1,6 +1,7 @@
 """What the training tasks of all domains share: a loss that is a weighted mean, its optimizer, and its measurements."""
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -9,8 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from domains.config import TrainerConfig
+from domains.errors import UserError
 from domains.optim import make_optimizer
 from mamba_core.health import HealthProbe, gradient_norms
+from mamba_core.mixers import Attention
+from mamba_core.segments import check_streams, in_segments
+from mamba_core.state import State
 
 
 class Score(NamedTuple):
@@ -27,6 +32,9 @@ class Task(LightningModule, ABC):
     here. Batches are dictionaries. Training updates the weights with the mean over a batch; what is logged is the mean
     over all batches since the last row.
 
+    With ``config.segment_length``, a batch of longer sequences is trained and validated on in segments, by a task that
+    has :meth:`score_segment`: the same loss and gradient with the memory of one segment.
+
     Class attributes:
         unit: what throughput counts, in plural.
         monitor: validation metric, lower is better, that decides which weights are best.
@@ -37,6 +45,8 @@ class Task(LightningModule, ABC):
 
     def __init__(self, model: nn.Module, config: TrainerConfig) -> None:
         super().__init__()
+        if config.segment_length is not None:
+            self._check_segments(model, config.segment_length)
         self.model = model
         self.config = config
         self.gradient_norm: Tensor | None = None  # of the latest optimizer step, before clipping
@@ -50,6 +60,14 @@ class Task(LightningModule, ABC):
     def score(self, batch: dict[str, Tensor], *, training: bool) -> Score:
         """Loss of a batch; in validation without the weights that training gives to some positions."""
 
+    def score_segment(self, batch: dict[str, Tensor], state: State | None, *, training: bool) -> tuple[Score, State]:
+        """Loss of a stretch of a batch from the state before it (None: its beginning), and the state behind it.
+
+        The tensors of the batch are (b, l, ...), all cut along l. The scores of the stretches add up to that of the
+        batch, so whatever needs the whole sequence belongs into the batch.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def describe(self, loss: float, stage: str) -> dict[str, float]:
         """Metrics of a mean loss, by name; ``stage`` is ``train`` or ``validation``."""
@@ -60,16 +78,19 @@ class Task(LightningModule, ABC):
 
     @abstractmethod
     def flops_per_unit(self) -> float:
-        """FLOPs of forward and backward for one unit, as the model's definition asks for them."""
+        """FLOPs of forward and backward for one unit, as the model's definition asks for them.
+
+        But for what grows with the length of a sequence: see :func:`attention_flops`.
+        """
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         accumulate = self.trainer.accumulate_grad_batches
         if self._health_due() and batch_idx % accumulate == 0:
-            with HealthProbe(self.model) as probe:
-                score = self.score(batch, training=True)
+            with HealthProbe(self.model) as probe:  # of a batch in segments it tells the last
+                score = self._score(batch, training=True)
             self.health = probe.summary()
         else:
-            score = self.score(batch, training=True)
+            score = self._score(batch, training=True)
         units, length = self.size(batch)
         return {
             "loss": score.total / score.weight.clamp(min=1e-6),
@@ -83,7 +104,7 @@ class Task(LightningModule, ABC):
         self._validation_total = self._validation_weight = 0.0
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        score = self.score(batch, training=False)
+        score = self._score(batch, training=False)
         self._validation_total = self._validation_total + score.total.double()
         self._validation_weight = self._validation_weight + score.weight.double()
 
@@ -110,6 +131,30 @@ class Task(LightningModule, ABC):
         self.gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.learning_rate = optimizer.param_groups[0]["lr"]
 
+    def _score(self, batch: dict[str, Tensor], *, training: bool) -> Score:
+        """The score of a batch, in segments where it is longer than one."""
+        config = self.config
+        if config.segment_length is None or next(iter(batch.values())).shape[1] <= config.segment_length:
+            return self.score(batch, training=training)
+
+        sums, _ = in_segments(
+            partial(self.score_segment, training=training),
+            self.model.parameters(),
+            batch,
+            length=config.segment_length,
+            truncate_every=config.truncate_every,
+            border_states=config.border_states,
+        )
+        return Score(*sums)
+
+    def _check_segments(self, model: nn.Module, length: int) -> None:
+        if type(self).score_segment is Task.score_segment:
+            raise UserError(f"trainer.segment_length={length}: {type(self).__name__} does not train in segments")
+        try:
+            check_streams(model)
+        except ValueError as error:
+            raise UserError(f"trainer.segment_length={length}: {error}") from None
+
     def _health_due(self) -> bool:
         return (self.trainer.global_step + 1) % self.config.health_every == 0
 
@@ -124,3 +169,18 @@ def scan_flops(model: nn.Module) -> float:
     with torch.device("meta"):
         state = model.init_state(1, "meta")  # type: ignore[operator]
     return 5.0 * sum(tensor.numel() for name, tensor in state.items() if name.endswith("ssm"))
+
+
+def attention_flops(model: nn.Module, length: int) -> float:
+    """FLOPs of attention for one token, forward, as the mean over a sequence of ``length`` tokens.
+
+    Each key that a token sees costs a multiplication and an addition for the score, and as many for the value. What a
+    kernel computes and masks away does not count.
+    """
+    total = 0.0
+    for mixer in model.modules():
+        if isinstance(mixer, Attention):
+            reach = min(mixer.window or length, length)
+            seen = reach - reach * (reach - 1) / (2 * length)  # the mean of min(t, reach) over t = 1 .. length
+            total += 4.0 * mixer.heads * mixer.config.headdim * seen
+    return total

@@ -25,6 +25,7 @@ from domains.folder import RunFolder
 from domains.hardware import choose_device
 from domains.runlog import RunLog
 from domains.task import Task
+from mamba_core.segments import BORDER_STATES
 
 deterministic: Any = torch.utils.deterministic  # its one attribute is declared in a way that mypy cannot see
 _PRECISIONS = ("auto", "32-true", "bf16-mixed")
@@ -46,6 +47,7 @@ def check_trainer(config: TrainerConfig) -> None:
     for name in ("max_steps", "accumulate", "log_every", "health_every", "validate_every", "checkpoint_every"):
         check_range(f"trainer.{name}", getattr(config, name), 1, MANY)
     check_range("trainer.gradient_clip", config.gradient_clip, 0)
+    _check_segments(config)
     if config.keep not in ("best", "last"):
         raise UserError(f"trainer.keep={config.keep}: must be best or last")
     if config.precision not in _PRECISIONS:
@@ -54,6 +56,16 @@ def check_trainer(config: TrainerConfig) -> None:
         raise UserError(f"trainer.max_minutes={config.max_minutes}: must be more than 0, or left out")
     check_range("trainer.threads", config.threads, 0, os.cpu_count() or 1, "the processors of this machine")
     _check_optimizer(config.optimizer)
+
+
+def _check_segments(config: TrainerConfig) -> None:
+    for name in ("segment_length", "truncate_every"):
+        if (value := getattr(config, name)) is not None:
+            check_range(f"trainer.{name}", value, 1, MANY)
+    if config.truncate_every is not None and config.segment_length is None:
+        raise UserError(f"trainer.truncate_every={config.truncate_every}: needs trainer.segment_length")
+    if config.border_states not in BORDER_STATES:
+        raise UserError(f"trainer.border_states={config.border_states}: must be one of {', '.join(BORDER_STATES)}")
 
 
 def _check_optimizer(config: OptimizerConfig) -> None:

@@ -4,13 +4,13 @@ Forward, the segments run one after the other without a graph, and only the stat
 from the last segment to the first, each is run again from its saved incoming state, now with a graph, and sends back
 the gradient of its losses and of its outgoing state; what arrives at its incoming state goes on to the segment before.
 The last segment is run once: its graph is built in the forward pass and kept. So k segments cost (k - 1) / k of a
-forward pass more than the whole sequence would, and a state is small: 1 MB a layer for Mamba-2 at width 1024.
+forward pass more than the whole sequence would, and a state is small: 1 MB a layer for Mamba-2 at width 1024. (One that
+grows, as that of attention without a window does, is kept at every border: exact, but no longer small.)
 
 This is checkpointing in time (Chen et al. 2016, arXiv:1604.06174) with the state as what is kept.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,21 +185,14 @@ class _Run:
     autocast: dict[str, Any]
     final: State | None = None  # what forward leaves here: its integer tensors are no outputs of autograd
 
-    @contextmanager
-    def _as_called(self, grad: bool) -> Iterator[None]:
-        # Autocast caches 16-bit copies of weights; one made without a graph would hide the weight from the next call.
-        torch.clear_autocast_cache()
-        with torch.autocast(**self.autocast), torch.set_grad_enabled(grad):
-            yield
-
     def pass_by(self, i: int, state: State | None) -> tuple[Sums, State]:
         """Run segment i without a graph."""
-        with self._as_called(grad=False):
+        with torch.no_grad():
             return self.function(self.parts[i], state)
 
     def record(self, i: int, state: State | None) -> _Graph:
         """Run segment i with a graph that begins at its incoming state."""
-        with self._as_called(grad=True):
+        with torch.autocast(**self.autocast), torch.enable_grad():
             if state is not None:
                 names = set(_differentiable(state))
                 state = State({k: t.detach().requires_grad_() if k in names else t for k, t in state.items()})

@@ -10,7 +10,7 @@ from domains.config import TrainerConfig
 from domains.genomics.data import IGNORE
 from domains.genomics.tokens import BASES
 from domains.task import Score, Task, scan_flops
-from mamba_core import CausalLM
+from mamba_core import CausalLM, State
 
 
 def base_log_probs(logits: Tensor) -> Tensor:
@@ -37,12 +37,15 @@ class CausalTask(Task):
 
     def score(self, batch: dict[str, Tensor], *, training: bool) -> Score:
         """Negative log-likelihood of the known bases; each weighs ``weights`` in training, 1 in validation."""
-        logits, _ = self.model(batch["inputs"])
+        return self.score_segment(batch, None, training=training)[0]
+
+    def score_segment(self, batch: dict[str, Tensor], state: State | None, *, training: bool) -> tuple[Score, State]:
+        logits, state = self.model(batch["inputs"], state)
         known = batch["targets"] != IGNORE
         bases = (batch["targets"] - BASES.start).clamp(min=0)
         nats = -base_log_probs(logits).gather(-1, bases[..., None]).squeeze(-1)  # (b, l)
         weights = batch["weights"] * known if training else known.to(nats.dtype)
-        return Score((nats * weights).sum(), weights.sum())
+        return Score((nats * weights).sum(), weights.sum()), state
 
     def describe(self, loss: float, stage: str) -> dict[str, float]:
         return {f"{stage}/loss": loss, f"{stage}/bits_per_base": loss / math.log(2)}

@@ -7,6 +7,7 @@ from torch import Tensor
 from domains.config import TrainerConfig
 from domains.task import Score, Task, scan_flops
 from domains.timeseries.model import Forecaster, parameter_count
+from mamba_core.state import State
 
 
 class ForecastTask(Task):
@@ -25,9 +26,12 @@ class ForecastTask(Task):
         self._flops = 6.0 * parameter_count(model) + 3.0 * scan_flops(model)
 
     def score(self, batch: dict[str, Tensor], *, training: bool) -> Score:
-        raw, _ = self.model(batch["inputs"], batch["cells"], batch["known"], seq_idx=batch.get("seq_idx"))
+        return self.score_segment(batch, None, training=training)[0]
+
+    def score_segment(self, batch: dict[str, Tensor], state: State | None, *, training: bool) -> tuple[Score, State]:
+        raw, state = self.model(batch["inputs"], batch["cells"], batch["known"], state, seq_idx=batch.get("seq_idx"))
         losses = self.model.head.loss(raw.float(), batch["target"])  # (b, l, horizon)
-        return Score((losses * batch["weight"]).sum(), batch["weight"].sum())
+        return Score((losses * batch["weight"]).sum(), batch["weight"].sum()), state
 
     def describe(self, loss: float, stage: str) -> dict[str, float]:
         return {f"{stage}/loss": loss}

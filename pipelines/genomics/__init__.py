@@ -42,6 +42,7 @@ GENOMICS = Domain(
                 ("trainer", "auto, cpu or gpu (auto)"),
                 ("trainer.max_steps", "optimizer steps (1000)"),
                 ("trainer.max_minutes", "stop and save after this long (no limit)"),
+                ("trainer.segment_length", "train longer windows exactly, with the memory of so many bases (whole)"),
                 ("experiment", "a complete recipe: demo or umaydis_h100"),
                 ("run.dir", "run folder (runs/genomics-<date>-<time>); run.overwrite=true replaces a run there"),
                 ("run.export", "write the settings to this YAML file, for a machine without Hydra, and train nothing"),

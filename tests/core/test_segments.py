@@ -44,16 +44,11 @@ def loss_of(lm: nn.Module) -> Callable[[Batch, State | None], tuple[tuple[Tensor
     return function
 
 
-def random_state(lm: CausalLM, rows: int = 2) -> State:
-    """A state amid document 0, with gradients."""
-    generator = torch.Generator().manual_seed(1)
-    return lm.init_state(rows).map(
-        lambda t: (
-            torch.randn(t.shape, dtype=t.dtype, generator=generator).requires_grad_()
-            if t.is_floating_point()
-            else torch.zeros_like(t)
-        )
-    )
+def state_amid_a_document(lm: CausalLM, rows: int = 2) -> State:
+    """After 20 tokens of document 0; its tensors want gradients."""
+    with torch.no_grad():
+        _, state = lm(batch_of(20, rows=rows)["tokens"], seq_idx=torch.zeros(rows, 20, dtype=torch.int64))
+    return state.map(lambda t: t.detach().requires_grad_(t.is_floating_point()))
 
 
 def gradients(lm: CausalLM, batch: Batch, state: State | None, length: int, **options: object) -> dict[str, Tensor]:
@@ -85,10 +80,10 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: flo
 def test_gradients_are_those_of_the_whole_sequence(mixer: str, packed: bool, border_states: str) -> None:
     """Uneven segments down to a single token, documents that cross borders, the initial state."""
     lm, batch = model(mixer), batch_of(packed=packed)
-    state = random_state(lm)
+    state = state_amid_a_document(lm)
     want = gradients(lm, batch, state, LENGTH)
     assert sum("initial" in name for name in want) == 4
-    assert all(tensor.norm() > 0 for name, tensor in want.items() if "seq_idx" not in name)
+    assert all(tensor.norm() > 0 for name, tensor in want.items() if tensor.is_floating_point())
     for length in (28, 10) if border_states == "device" else (19,):
         assert_close(gradients(lm, batch, state, length, border_states=border_states), want, 1e-9)
     if not packed:
@@ -185,20 +180,23 @@ def test_bfloat16_autocast(mixer: str) -> None:
     dtypes: list[torch.dtype] = []
     lm.head.register_forward_hook(lambda head, args, logits: dtypes.append(logits.dtype))
 
-    def found(length: int, enabled: bool) -> dict[str, Tensor]:
+    def found(length: int, enabled: bool, inside: bool = False) -> dict[str, Tensor]:
         lm.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             (total, weight), _ = in_segments(loss_of(lm), lm.parameters(), batch, length=length)
             loss = total / weight
-        loss.backward()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
         assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in lm.parameters())
         return {name: p.grad.clone() for name, p in lm.named_parameters() if p.grad is not None}
 
-    exact, whole, cut = found(120, False), found(120, True), found(25, True)
-    assert dtypes == [torch.float32] + [torch.bfloat16] * (1 + 5 + 4)
+    exact, whole, cut, inside = found(120, False), found(120, True), found(25, True), found(25, True, inside=True)
+    assert dtypes == [torch.float32] + [torch.bfloat16] * (1 + 2 * (5 + 4))
     for name, want in exact.items():
-        of_whole, of_cut = ((grads[name] - want).norm() / want.norm() for grads in (whole, cut))
-        assert of_cut < 2 * of_whole + 1e-3, name
+        of_whole, *of_cut = ((grads[name] - want).norm() / want.norm() for grads in (whole, cut, inside))
+        assert max(of_cut) < 2 * of_whole + 1e-3, name
 
 
 def test_bfloat16_weights_are_summed_in_float32() -> None:
@@ -417,7 +415,7 @@ def test_two_processes_synchronise_gradients_once_a_step(tmp_path: Path) -> None
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("mixer", ["mamba1", "mamba2"])
 def test_kernels_in_bfloat16(mixer: str, packed: bool) -> None:
     """In segments as near to float64 as the whole sequence is; border states in pinned memory give the same bits."""
     batch = batch_of(1000, packed)
