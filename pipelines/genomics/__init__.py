@@ -13,7 +13,7 @@ _TRACKING = ("tracking.uri", "where MLflow records (MLFLOW_TRACKING_URI, else sq
 GENOMICS = Domain(
     name="genomics",
     summary="DNA language models: from a FASTA file to an evaluated, tracked model.",
-    experiments=("demo", "umaydis_h100"),
+    experiments=("demo", "umaydis_h100", "umaydis_long"),
     commands=(
         Command(
             word="prepare",
@@ -43,7 +43,7 @@ GENOMICS = Domain(
                 ("trainer.max_steps", "optimizer steps (1000)"),
                 ("trainer.max_minutes", "stop and save after this long (no limit)"),
                 ("trainer.segment_length", "train longer windows exactly, with the memory of so many bases (whole)"),
-                ("experiment", "a complete recipe: demo or umaydis_h100"),
+                ("experiment", "a complete recipe: demo, umaydis_h100 or umaydis_long"),
                 ("run.dir", "run folder (runs/genomics-<date>-<time>); run.overwrite=true replaces a run there"),
                 ("run.export", "write the settings to this YAML file, for a machine without Hydra, and train nothing"),
                 ("resume", "run folder or MLflow run id of a run to go on with"),
