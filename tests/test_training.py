@@ -18,18 +18,19 @@ from domains.folder import RunFolder, atomic_folder, read_json, write_json
 from domains.hardware import choose_device, describe_hardware, describe_versions, git_commit, peak_flops
 from domains.optim import make_optimizer, parameter_groups, warmup_cosine
 from domains.runlog import RunLog, read_metrics, truncate_metrics
-from domains.task import scan_flops
+from domains.task import attention_flops, scan_flops
 from domains.trainer import check_trainer
-from mamba_core import BackboneConfig, CausalLM, Mamba1Config, Mamba2Config
+from mamba_core import AttentionConfig, BackboneConfig, CausalLM, Mamba1Config, Mamba2Config
 
 
-def small_model(pattern=("mamba1", "mamba2")):
+def small_model(pattern=("mamba1", "mamba2"), window=0):
     backbone = BackboneConfig(
         d_model=16,
         n_layers=2,
         pattern=list(pattern),
         mamba1=Mamba1Config(d_state=4),
         mamba2=Mamba2Config(d_state=8, headdim=8),
+        attention=AttentionConfig(headdim=8, window=window),
     )
     return CausalLM(16, backbone)
 
@@ -90,6 +91,14 @@ def test_scan_flops_count_the_elements_of_the_recurrent_state():
     # 2 layers; mamba1: 32 channels of state 4, mamba2: 32 channels of state 8
     assert scan_flops(small_model(("mamba1",))) == 5 * 2 * 32 * 4
     assert scan_flops(small_model(("mamba1", "mamba2"))) == 5 * (32 * 4 + 32 * 8)
+
+
+@pytest.mark.parametrize("window", [0, 1, 3, 20])
+def test_attention_flops_count_the_keys_that_each_token_sees(window):
+    seen = sum(min(t, window or t) for t in range(1, 11)) / 10
+    found = attention_flops(small_model(("attention", "mamba2"), window), 10)
+    assert found == pytest.approx(2 * 2 * 16 * seen)  # a multiplication and an addition, q k and p v, for each channel
+    assert attention_flops(small_model(), 10) == 0
 
 
 def test_metrics_come_back_as_written_and_nan_becomes_null(tmp_path):
