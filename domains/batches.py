@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from domains.parallel import WHOLE, Share
+
 Batch = dict[str, Tensor]
 
 
@@ -30,10 +32,19 @@ class BatchesDataModule(lightning.LightningDataModule):
         validation_batches: those of one validation.
         accumulate: batches per optimizer step.
         workers: data loader processes; 0 loads in this one.
+        share: the part of every batch that these hold, if other processes have others.
     """
 
-    def __init__(self, train_batches: Batches, validation_batches: Batches, accumulate: int, workers: int) -> None:
+    def __init__(
+        self,
+        train_batches: Batches,
+        validation_batches: Batches,
+        accumulate: int,
+        workers: int,
+        share: Share = WHOLE,
+    ) -> None:
         super().__init__()
+        self.share = share
         self.train_batches = train_batches
         self.validation_batches = validation_batches
         self._accumulate = accumulate

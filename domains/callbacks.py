@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from domains.errors import UserError
 from domains.hardware import peak_flops
-from domains.task import Task
+from domains.task import Task, attention_flops
 
 
 def step_is_done(trainer: Trainer, batch_idx: int) -> bool:
@@ -35,8 +35,13 @@ class Deadline(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, Task)
+        if not step_is_done(trainer, batch_idx):
+            return
         late = time.monotonic() - self._started > self._seconds
-        if step_is_done(trainer, batch_idx) and (late or trainer.global_step >= self._max_steps):
+        if math.isfinite(self._seconds):
+            late = bool(pl_module.processes.largest(late))  # clocks differ
+        if late or trainer.global_step >= self._max_steps:
             trainer.should_stop = True
 
 
@@ -144,7 +149,8 @@ class Metrics(Callback):
             f"train/{task.unit}_per_second": speed,
         }
         if peak := peak_flops(task.device):
-            row["train/share_of_peak"] = speed * task.flops_per_unit() / peak
+            flops = task.flops_per_unit() + 3.0 * attention_flops(task.model, length)
+            row["train/share_of_peak"] = speed * flops / (peak * task.processes.count)
         if task.device.type == "cuda":
             row["train/gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(task.device))
         return row

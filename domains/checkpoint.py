@@ -88,6 +88,7 @@ class Checkpoints(Checkpoint):
     Nothing is saved of a run that has diverged, so the checkpoints from before it did remain.
 
     A stop signal is obeyed at the end of the step under way, its validation included, by raising :class:`Terminated`.
+    Of several processes the first saves, and all stop at the same step, whichever was told to.
     """
 
     def __init__(self, folder: Path, metrics: Metrics, every: int, validate_every: int, keep: int = 2) -> None:
@@ -99,7 +100,10 @@ class Checkpoints(Checkpoint):
         self._signals = StopSignals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Task)
         self._signals.install()  # after Lightning's, whose handler would stop between the batches of one step
+        if not pl_module.processes.first:
+            return
         self._folder.mkdir(exist_ok=True)  # a run folder may have been copied without it
         for leftover in self._folder.glob(".step-*"):
             leftover.unlink()
@@ -123,11 +127,14 @@ class Checkpoints(Checkpoint):
 
     def _finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        step, stopped_by = trainer.global_step, self._signals.received
-        if step % self._every == 0 or trainer.should_stop or stopped_by is not None:
+        step, processes = trainer.global_step, pl_module.processes
+        stopped_by = processes.largest(self._signals.received or 0)
+        if step % self._every == 0 or trainer.should_stop or stopped_by:
             self._metrics.check_state(step, pl_module)
-            self._save(trainer, step)
-        if stopped_by is not None:
+            if processes.first:
+                self._save(trainer, step)
+        if stopped_by:
+            processes.largest(0)  # the others wait: the launcher might end the first with them
             raise Terminated(step, stopped_by)
 
     def _save(self, trainer: Trainer, step: int) -> None:

@@ -40,6 +40,8 @@ class TrainerConfig:
     segment_length: int | None = None  # train through a window in segments of this many tokens, with its exact gradient
     truncate_every: int | None = None  # cut the gradient every n segments: truncated backpropagation, which is biased
     border_states: str = "device"  # where the states between segments wait for the backward pass: device | cpu
+    devices: int = 1  # processes that train together, one a GPU; torchrun starts them
+    context_parallel: int = 1  # of them, how many split a sequence by length; the groups so made split a batch by rows
     accelerator: str = "auto"  # auto | cpu | gpu
     precision: str = "auto"  # auto: bf16-mixed on GPU, 32-true on CPU
     threads: int = 0  # CPU threads; 0 leaves PyTorch's choice

@@ -26,6 +26,8 @@ from domains.config import TrainerConfig, check_seed
 from domains.errors import UserError
 from domains.folder import RunFolder, read_json, write_json
 from domains.hardware import choose_device, describe_hardware
+from domains.launch import rank, signed
+from domains.parallel import WHOLE, Share, share_of, take_gpu
 from domains.runlog import truncate_metrics
 from domains.settings import flatten, from_dict, read_yaml, to_dict, write_yaml
 from domains.task import Task
@@ -75,6 +77,7 @@ class Session:
         device: what the run trains on.
         resume: whether it goes on with an earlier run.
         overwrite: whether a new run replaces an earlier one.
+        share: the part of every batch that this process works on; the first process alone writes to the folder.
     """
 
     domain: str
@@ -83,6 +86,7 @@ class Session:
     device: torch.device
     resume: bool
     overwrite: bool
+    share: Share
 
     def recorded_data(self, fingerprint: str, source: str, noun: str) -> dict[str, Any]:
         """The description of its data that a resumed run began with.
@@ -131,11 +135,17 @@ class Session:
             command: the command line, for run.json.
 
         Raises:
-            UserError: someone else is at work in the folder, or a loss is not finite.
+            UserError: someone else is at work in the folder, a loss is not finite, or data or model cannot be shared
+                by processes.
             Terminated: SIGTERM came; a checkpoint holds all the work.
             KeyboardInterrupt: Ctrl-C; a checkpoint holds all the work once training has begun.
         """
         run, config = self.run, self.config
+        if getattr(data, "share", WHOLE) != self.share:
+            raise UserError(f"trainer.devices={config.trainer.devices}: {self.domain} trains on one device")
+        self.share.check_model(task.model)
+        if not self.share.first:
+            return self._follow(task, data)
         if not self.resume:
             run.create(overwrite=self.overwrite)
             write_yaml(run.config_path, to_dict(config))
@@ -154,6 +164,13 @@ class Session:
                 save(run.model, fitted.weights, config, described, _reached(fitted))
             run.end("finished" if fitted.finished else "stopped", fitted.step)
         return TrainResult(run.path, run.model, fitted.metrics, fitted.finished)
+
+    def _follow(self, task: Task, data: LightningDataModule) -> TrainResult:
+        """Train with the first process, which writes down what comes of it. A new run has no checkpoint: one that
+        stands there is of the run that the first process is about to remove."""
+        found = newest_checkpoint(self.run.checkpoints) if self.resume else None
+        fitted = fit(task, data, self.run, resume_from=found and found[0], progress=False)
+        return TrainResult(self.run.path, self.run.model, fitted.metrics, fitted.finished)
 
 
 def open_session(
@@ -177,18 +194,22 @@ def open_session(
             domain's own that say where data is.
 
     Raises:
-        UserError: a setting makes no sense or is not the resumed run's; the folder is not free, or no run folder.
+        UserError: a setting makes no sense or is not the resumed run's; the folder is not free, or no run folder;
+            torchrun started another number of processes.
     """
     check_seed(config.seed)
     check_trainer(config.trainer)
-    device = choose_device(config.trainer.accelerator)
+    device, share = choose_device(config.trainer.accelerator), share_of(config.trainer)
+    if share.processes > 1 and device.type == "cuda":
+        take_gpu()
     if resume:
         run = RunFolder.open(run_dir)
         _check_same(config, run, free)
     else:
         run = RunFolder(run_dir)
-        run.check_free(overwrite=overwrite)
-    return Session(domain, config, run, device, resume, overwrite)
+        if share.first:
+            run.check_free(overwrite=overwrite)
+    return Session(domain, config, run, device, resume, overwrite, share)
 
 
 def run_config(run_dir: Path | str, config_class: type[Config]) -> Config:
@@ -276,21 +297,22 @@ def command_line(
             options.run_dir,
             resume=options.resume,
             overwrite=options.overwrite,
-            progress=not options.no_progress,
+            progress=not options.no_progress and rank() == 0,
             command=" ".join([program, *words]),
         )
     except UserError as error:
         if options.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(signed(f"error: {error}"), file=sys.stderr)
         return 2
     except Terminated as stop:
-        print(f"{stop}; go on with --resume", file=sys.stderr)
+        print(signed(f"{stop}; go on with --resume"), file=sys.stderr)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt as stop:
-        print(f"{stop}; go on with --resume", file=sys.stderr)
+        print(signed(f"{stop}; go on with --resume"), file=sys.stderr)
         return 128 + signal.SIGINT
-    print(f"model: {result.model_dir}")
+    if rank() == 0:
+        print(f"model: {result.model_dir}")
     return 0
 
 

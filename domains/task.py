@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from domains.config import TrainerConfig
 from domains.errors import UserError
 from domains.optim import make_optimizer
+from domains.parallel import ALONE
 from mamba_core.health import HealthProbe, gradient_norms
 from mamba_core.mixers import Attention
 from mamba_core.segments import check_streams, in_segments
@@ -32,6 +33,8 @@ class Task(LightningModule, ABC):
     here. Batches are dictionaries. Training updates the weights with the mean over a batch; what is logged is the mean
     over all batches since the last row.
 
+    Of several processes each scores its share of a batch; losses, gradients and what is logged are of all.
+
     With ``config.segment_length``, a batch of longer sequences is trained and validated on in segments, by a task that
     has :meth:`score_segment`: the same loss and gradient with the memory of one segment.
 
@@ -49,6 +52,7 @@ class Task(LightningModule, ABC):
             self._check_segments(model, config.segment_length)
         self.model = model
         self.config = config
+        self.processes = ALONE
         self.gradient_norm: Tensor | None = None  # of the latest optimizer step, before clipping
         self.learning_rate = 0.0  # of the latest optimizer step
         self.health: dict[str, float] = {}  # of the latest probed step
@@ -92,12 +96,13 @@ class Task(LightningModule, ABC):
         else:
             score = self._score(batch, training=True)
         units, length = self.size(batch)
+        total, weight = self.processes.sum(score.total.detach().double(), score.weight.detach().double())
         return {
-            "loss": score.total / score.weight.clamp(min=1e-6),
-            "total": score.total.detach().double(),
-            "weight": score.weight.detach().double(),
-            "units": units,
-            "length": length,
+            "loss": score.total / weight.to(score.weight.dtype).clamp(min=1e-6),
+            "total": total,
+            "weight": weight,
+            "units": units * self.processes.count,  # all have equal shares
+            "length": length * self.processes.places,
         }
 
     def on_validation_epoch_start(self) -> None:
@@ -109,7 +114,9 @@ class Task(LightningModule, ABC):
         self._validation_weight = self._validation_weight + score.weight.double()
 
     def on_validation_epoch_end(self) -> None:
-        loss = float(self._validation_total) / max(float(self._validation_weight), 1e-6)
+        sums = (self._validation_total, self._validation_weight)
+        total, weight = self.processes.sum(*(torch.as_tensor(value, device=self.device) for value in sums))
+        loss = float(total) / max(float(weight), 1e-6)
         self.validation = self.describe(loss, "validation")
         self.log_dict(self.validation, logger=False)  # for callbacks of others, such as EarlyStopping
 
@@ -117,6 +124,9 @@ class Task(LightningModule, ABC):
         config = self.config
         optimizer, schedule = make_optimizer(self.model, config.optimizer, config.max_steps, self.device)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.processes.sum_gradients(self.model)
 
     def configure_gradient_clipping(
         self,

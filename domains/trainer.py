@@ -23,6 +23,7 @@ from domains.config import MANY, OptimizerConfig, TrainerConfig, check_range
 from domains.errors import UserError
 from domains.folder import RunFolder
 from domains.hardware import choose_device
+from domains.parallel import joined, share_of
 from domains.runlog import RunLog
 from domains.task import Task
 from mamba_core.segments import BORDER_STATES
@@ -45,6 +46,8 @@ class Fitted:
 def check_trainer(config: TrainerConfig) -> None:
     """Make sure that the values make sense; a UserError names the first that does not."""
     for name in ("max_steps", "accumulate", "log_every", "health_every", "validate_every", "checkpoint_every"):
+        check_range(f"trainer.{name}", getattr(config, name), 1, MANY)
+    for name in ("devices", "context_parallel"):
         check_range(f"trainer.{name}", getattr(config, name), 1, MANY)
     check_range("trainer.gradient_clip", config.gradient_clip, 0)
     _check_segments(config)
@@ -94,13 +97,16 @@ def fit(
     The data module must start its training batches at ``trainer.global_step * accumulate``; with that, and
     deterministic operations, a run on CPU that was interrupted gives the numbers of one that was not.
 
+    Of several processes (domains.parallel) each calls this, with its share of the data. The first writes the rows of
+    metrics and the checkpoints; to resume, all must be able to read them.
+
     Raises:
         Terminated: SIGTERM or Ctrl-C came; the checkpoint is saved.
         KeyboardInterrupt: Ctrl-C came before the first step, or a second time.
         UserError: a loss or a weight is not finite, or a checkpoint cannot be written.
     """
     config = task.config
-    device = choose_device(config.accelerator)
+    device, share = choose_device(config.accelerator), share_of(config)
     metrics, best = Metrics(config.log_every, config.health_every), BestWeights(task.monitor)
     own: list[Callback] = [Deadline(config.max_steps, config.max_minutes), metrics]
     if progress:
@@ -108,10 +114,15 @@ def fit(
     if config.keep == "best":
         own.append(best)
     own.append(Checkpoints(run.checkpoints, metrics, config.checkpoint_every, config.validate_every))
-    with _quiet(), _numerics(device, config.threads), _plain_ctrl_c():
+    with (
+        _quiet(),
+        _numerics(device, config.threads),
+        _plain_ctrl_c(),
+        joined(share, task.model, device) as task.processes,
+    ):
         trainer = Trainer(
             accelerator="cuda" if device.type == "cuda" else "cpu",
-            devices=1,
+            devices=[torch.cuda.current_device()] if device.type == "cuda" else 1,
             precision=_precision(config, device),  # type: ignore[arg-type]
             max_steps=config.max_steps,
             max_epochs=-1,
@@ -119,12 +130,12 @@ def fit(
             val_check_interval=config.validate_every * config.accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            logger=[RunLog(run.metrics_path), *loggers],
+            logger=[RunLog(run.metrics_path), *loggers] if share.first else False,
             callbacks=[*own, *callbacks],
             enable_progress_bar=False,  # ours counts steps, not batches of an epoch
             enable_model_summary=False,
             use_distributed_sampler=False,
-            plugins=[LightningEnvironment()],  # else SLURM's would write and find checkpoints of its own
+            plugins=[LightningEnvironment()],  # else SLURM's would write and find checkpoints, and torchrun's use DDP
             default_root_dir=run.path,
         )
         trainer.fit(task, datamodule=data, ckpt_path=resume_from, weights_only=True)

@@ -36,13 +36,30 @@ def shard_sequence(model: nn.Module, group: dist.ProcessGroup) -> Ranks:
     Raises:
         ValueError: a mixer that cannot, by name.
     """
+    check_splits(model)
     ranks = Ranks.of(group)
-    for name, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, Mixer):
-            if ranks.size > 1 and not module.capabilities.splits:
-                raise ValueError(f"{name} ({type(module).__name__}) cannot work on a sequence that lies on many ranks")
-            module.ranks = ranks if ranks.size > 1 else None
+            module.ranks = ranks
     return ranks
+
+
+def unshard_sequence(model: nn.Module) -> None:
+    """Let every mixer take its input for a whole sequence again."""
+    for module in model.modules():
+        if isinstance(module, Mixer):
+            module.ranks = None
+
+
+def check_splits(model: nn.Module) -> None:
+    """Make sure that every mixer of a model can work on a slice of a sequence.
+
+    Raises:
+        ValueError: one cannot; the message names the first such.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Mixer) and not module.capabilities.splits:
+            raise ValueError(f"{name} ({type(module).__name__}) cannot work on a sequence that lies on many ranks")
 
 
 def own_tokens(length: int, rank: int, size: int, segment: int | None = None) -> list[slice]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from domains.errors import UserError
+from domains.launch import rank, signed
 from pipelines.help import describe_command, describe_domain
 from pipelines.messages import explain
 from pipelines.overrides import check_form, check_keys, suggest
@@ -180,7 +181,7 @@ def _sigterm_raises() -> Iterator[None]:
 def _fail(line: str, code: int, show_traceback: bool) -> int:
     if show_traceback:
         traceback.print_exc()
-    print(line, file=sys.stderr)
+    print(signed(line), file=sys.stderr)
     return code
 
 
@@ -299,6 +300,8 @@ def _invocation(domain: Domain, command: Command) -> Invocation:
 
 
 def _report(outcome: Outcome) -> None:
+    if rank() > 0:  # the first process speaks
+        return
     print(outcome.result)
     for i, line in enumerate(outcome.next):
         print(f"{'next:' if i == 0 else '     '} {line}")

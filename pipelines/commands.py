@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from domains.errors import UserError
+from domains.launch import rank
 from domains.settings import to_dict, write_yaml
 from pipelines.cli import Invocation, Outcome
 from pipelines.config import ImportRunRoot, RunConfig, TrackingConfig, copy_key, load, narrow
@@ -74,7 +75,7 @@ Found = TypeVar("Found", bound=Evaluation)
 
 def train_command(training: Training, root: TrainRoot, invocation: Invocation) -> Outcome:
     """A new run, or an interrupted one to its end; with ``run.export`` the settings of one."""
-    from pipelines.jobs import new_run_dir, run_training, tags
+    from pipelines.jobs import follow_training, new_run_dir, run_training, tags
     from pipelines.live import Opening, Relay
     from pipelines.places import find_run
     from pipelines.recorder import recorder
@@ -88,14 +89,20 @@ def train_command(training: Training, root: TrainRoot, invocation: Invocation) -
     else:
         run_dir = new_run_dir(root.run, invocation)
         config = narrow(training.config, root)
-    listener = recorder(root.tracking, invocation.domain.name, run_dir, continues=resume)
-    listener.check()
     work = partial(
         importlib.import_module(training.module).train,
         config,
         run_dir,
         resume=resume,
         overwrite=root.run.overwrite and not resume,
+    )
+    if rank() > 0:  # the first process records
+        follow_training(partial(work, progress=False))
+        return Outcome("")
+    listener = recorder(root.tracking, invocation.domain.name, run_dir, continues=resume)
+    listener.check()
+    work = partial(
+        work,
         loggers=[Relay(listener)],
         callbacks=[Opening(listener, to_dict(config), partial(tags, invocation.domain.name, run_dir))],
         command=invocation.line,

@@ -121,6 +121,18 @@ def run_training(
             recorder.end(status)
 
 
+def follow_training(work: Callable[[], object]) -> None:
+    """Do ``work``, which trains together with the process that records the run.
+
+    Raises:
+        Stopped: that was told to stop, or this.
+    """
+    try:
+        work()
+    except Terminated as stop:
+        raise Stopped(str(stop), TERMINATED) from stop
+
+
 def record_run(recorder: Recorder, run_dir: Path, report: Report) -> None:
     """Send what a run folder holds: measurements that MLflow lacks, the record, the plot, the model, the evaluation."""
     from pipelines.plots import save_figure

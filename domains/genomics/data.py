@@ -14,6 +14,7 @@ from domains.genomics.config import DataConfig
 from domains.genomics.splits import Region, Splits
 from domains.genomics.store import LOWER_BIT, TOKEN_BITS, GenomeStore
 from domains.genomics.tokens import BASES, BOS, reverse_complement
+from domains.parallel import WHOLE, Share
 
 IGNORE = -100  # a target that counts in no loss
 
@@ -35,6 +36,46 @@ def make_batch(windows: np.ndarray, weights: np.ndarray) -> Batch:
     inputs[:, 1:] = targets[:, :-1]
     known = (targets >= BASES.start) & (targets < BASES.stop)
     return {"inputs": inputs, "targets": targets.masked_fill(~known, IGNORE), "weights": torch.from_numpy(weights)}
+
+
+class Windows:
+    """Reads windows of a genome as batches: of each batch the rows, and of each window the tokens, of one process.
+
+    Args:
+        store: the genome.
+        share: the part of the process; other parts are not read.
+        masked_weight: weight of lower-case bases.
+    """
+
+    def __init__(self, store: GenomeStore, share: Share, masked_weight: float = 1.0) -> None:
+        self._store = store
+        self._share = share
+        self._masked_weight = masked_weight if store.has_soft_mask else 1.0
+
+    def batch(self, starts: np.ndarray, flips: np.ndarray, length: int) -> Batch:
+        """Windows of ``length`` from ``starts``, read from the other strand where ``flips``, as :func:`make_batch`.
+
+        A process for which there is no row gets one that counts in no loss.
+        """
+        rows = self._share.rows(len(starts))
+        empty = rows.start == rows.stop
+        rows = slice(0, 1) if empty else rows
+        parts = [self._read(starts[rows], flips[rows], length, part) for part in self._share.tokens(length)]
+        batch = parts[0] if len(parts) == 1 else {name: torch.cat([p[name] for p in parts], dim=1) for name in parts[0]}
+        return batch | ({"targets": torch.full_like(batch["targets"], IGNORE)} if empty else {})
+
+    def _read(self, starts: np.ndarray, flips: np.ndarray, length: int, part: slice) -> Batch:
+        lead = int(part.start > 0)  # the token before the part is its first input
+        count = part.stop - part.start + lead
+        first = np.where(flips, starts + length - part.stop, starts + part.start - lead)
+        stored = np.stack([self._store.raw[at : at + count] for at in first])
+        tokens = stored & np.uint8(TOKEN_BITS)
+        weights = np.ones(tokens.shape, dtype=np.float32)
+        if self._masked_weight != 1.0:
+            weights[stored >= LOWER_BIT] = self._masked_weight
+        tokens[flips] = reverse_complement(tokens[flips])
+        weights[flips] = weights[flips, ::-1]
+        return {name: tensor[:, lead:] for name, tensor in make_batch(tokens, weights).items()}
 
 
 def check_data(data: DataConfig) -> None:
@@ -159,19 +200,27 @@ class TrainBatches(Dataset[Batch]):
     """The batches of a training run, by number; a resumed run reads on at the number where it stopped.
 
     Item i is a :func:`make_batch` of (rows, length) with rows * length as near to ``data.tokens_per_step`` as whole
-    rows allow, below it but for a single row.
+    rows allow, below it but for a single row; or this process's share of that.
     """
 
     def __init__(
-        self, store: GenomeStore, regions: list[Region], data: DataConfig, max_steps: int, accumulate: int, seed: int
+        self,
+        store: GenomeStore,
+        regions: list[Region],
+        data: DataConfig,
+        max_steps: int,
+        accumulate: int,
+        seed: int,
+        share: Share = WHOLE,
     ) -> None:
-        self._store = store
         self._data = data
         self._total = max_steps * accumulate
         self._stages = plan_stages(data, max_steps, accumulate)
         flip = data.reverse_complement
         self._streams = [WindowStream(store, regions, stage.length, seed, flip) for stage in self._stages]
-        self._weighted = store.has_soft_mask and data.soft_mask_weight != 1.0
+        self._windows = Windows(store, share, data.soft_mask_weight)
+        for stage in self._stages:
+            share.check(rows_per_batch(data, stage.length), stage.length)
 
     def __len__(self) -> int:
         return self._total
@@ -183,24 +232,17 @@ class TrainBatches(Dataset[Batch]):
         first, length = self._stages[number]
         rows = rows_per_batch(self._data, length)
         starts, flips = self._streams[number].windows((index - first) * rows, rows)
-        stored = np.stack([self._store.raw[start : start + length] for start in starts])
-        tokens = stored & np.uint8(TOKEN_BITS)
-        weights = np.ones(tokens.shape, dtype=np.float32)
-        if self._weighted:
-            weights[stored >= LOWER_BIT] = self._data.soft_mask_weight
-        tokens[flips] = reverse_complement(tokens[flips])
-        weights[flips] = weights[flips, ::-1]
-        return make_batch(tokens, weights)
+        return self._windows.batch(starts, flips, length)
 
 
 class ValidationBatches(Dataset[Batch]):
     """Fixed windows on end over the validation regions, at most ``data.validation_tokens`` bases, spread over them all.
 
-    Forward strand, every known base of weight 1; each item is a :func:`make_batch`.
+    Forward strand, every known base of weight 1; each item is a :func:`make_batch`, or this process's share of it.
     """
 
-    def __init__(self, store: GenomeStore, regions: list[Region], data: DataConfig) -> None:
-        self._store = store
+    def __init__(self, store: GenomeStore, regions: list[Region], data: DataConfig, share: Share = WHOLE) -> None:
+        self._windows = Windows(store, share)
         self._length = data.window
         self._rows = rows_per_batch(data, data.window)
         first = np.array([store.contig(region.contig).offset + region.start for region in regions], dtype=np.int64)
@@ -222,8 +264,7 @@ class ValidationBatches(Dataset[Batch]):
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         starts = self._starts[index * self._rows : (index + 1) * self._rows]
-        tokens = np.stack([self._store.raw[start : start + self._length] for start in starts]) & np.uint8(TOKEN_BITS)
-        return make_batch(tokens, np.ones(tokens.shape, dtype=np.float32))
+        return self._windows.batch(starts, np.zeros(len(starts), dtype=bool), self._length)
 
 
 def rows_per_batch(data: DataConfig, length: int) -> int:
@@ -235,7 +276,15 @@ class GenomeDataModule(BatchesDataModule):
     """Training and validation batches of a prepared genome for a Lightning trainer."""
 
     def __init__(
-        self, store: GenomeStore, splits: Splits, data: DataConfig, max_steps: int, accumulate: int, seed: int
+        self,
+        store: GenomeStore,
+        splits: Splits,
+        data: DataConfig,
+        max_steps: int,
+        accumulate: int,
+        seed: int,
+        share: Share = WHOLE,
     ) -> None:
-        train = TrainBatches(store, splits.train, data, max_steps, accumulate, seed)
-        super().__init__(train, ValidationBatches(store, splits.validation, data), accumulate, data.workers)
+        train = TrainBatches(store, splits.train, data, max_steps, accumulate, seed, share)
+        validation = ValidationBatches(store, splits.validation, data, share)
+        super().__init__(train, validation, accumulate, data.workers, share)

@@ -68,7 +68,7 @@ def train(
     found = ", found prepared" if store.reused else ""
     return session.train(
         CausalTask(model, config.trainer),
-        GenomeDataModule(store, splits, config.data, steps, accumulate, config.seed),
+        GenomeDataModule(store, splits, config.data, steps, accumulate, config.seed, session.share),
         describe_data(store, splits),
         save_model,
         announce=(f"{store.source_name}: {store.summary()}{found}", splits.note),
