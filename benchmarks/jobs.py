@@ -17,7 +17,7 @@ from typing import IO, Any
 
 EXPAND, HEADDIM, WIDTH = 2, 64, 4  # of the models that are measured, and of their floors
 STATE = {"mamba1": 16, "mamba2": 128}
-LAYERS = 24  # of the decode rows
+LAYERS = 24  # of the decode rows, and of long_context.py
 MARK = "@@ "  # begins each line that a worker means for the queue
 Message = dict[str, Any]
 
@@ -50,7 +50,8 @@ class Settings:
     d_model: int = 1024
     peer: str | None = None
     quick: bool = False
-    segment: int = 131_009  # of the check of long sequences
+    segment: int = 131_009  # of the check of long sequences, and of training in segments
+    layers: int = LAYERS  # of training in segments
 
 
 def read_request(stream: IO[str]) -> tuple[list[Job], Settings]:

@@ -218,7 +218,7 @@ def test_a_compiled_model_gives_the_same() -> None:
     want = gradients(lm, batch, None, 40)
     compiled = torch.compile(lm, backend="aot_eager")
     lm.zero_grad()
-    (total, weight), final = in_segments(loss_of(compiled), lm.parameters(), batch, length=16)
+    (total, weight), final = in_segments(loss_of(compiled), lm.parameters(), batch, length=20)
     (3.0 * total / weight + sum(t.square().sum() for t in final.values() if t.is_floating_point())).backward()
     grads = {name: p.grad for name, p in lm.named_parameters() if p.grad is not None}
     assert_close(grads, {name: want[name] for name in grads}, 1e-9)
