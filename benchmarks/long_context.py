@@ -17,6 +17,7 @@ tried at greater lengths. The JSON is written after every row; rows of the same 
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -112,6 +113,7 @@ class Measure:
     def __init__(self, measure: Callable[[str, int, int, Settings], dict[str, object]] = measure_step):
         self._measure = measure
         self._full: dict[str, int] = {}  # the length at which a side ran out of memory
+        self._longest: float = math.inf  # segments that were halved for it stay so
 
     def __call__(self, job: Job, settings: Settings) -> None:
         if job.case != CASE:
@@ -125,8 +127,10 @@ class Measure:
 
     def _fitting(self, impl: str, length: int, settings: Settings) -> dict[str, object]:
         """Figures with the longest segments that fit."""
-        segment = length if impl != "segments" else max(1, min(settings.segment, length // FEWEST_SEGMENTS))
-        smallest = segment if impl != "segments" else max(1, segment // SMALLEST_SHARE)
+        segment = smallest = length
+        if impl == "segments":
+            segment = max(1, int(min(settings.segment, self._longest, length // FEWEST_SEGMENTS)))
+            smallest = max(1, segment // SMALLEST_SHARE)
         while True:
             try:
                 return self._measure(impl, length, segment, settings)
@@ -136,6 +140,7 @@ class Measure:
                     raise
             release(settings.device)
             segment //= 2
+            self._longest = segment
 
 
 def compare(rows: list[report.Row]) -> list[str]:

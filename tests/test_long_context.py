@@ -63,6 +63,8 @@ def test_memory_that_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     measure(Job("train", 4000, impls=("segments",)), settings)
     assert [segment for _, _, segment in tried] == [1000, 500, 250]
     assert sent[-1]["row"]["segment"] == 250
+    measure(Job("train", 8000, impls=("segments",)), settings)
+    assert tried[3:] == [("segments", 8000, 250)]
     measure(Job("train", 300, impls=("segments",)), settings)
     assert sent[-1]["row"]["segment"] == 150
     measure(Job("train", 300, impls=("plain",)), settings)
