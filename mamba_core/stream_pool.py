@@ -41,15 +41,18 @@ class StreamPool:
                 side, such as all of a full pool, are one call in place.
 
         Raises:
-            ValueError: a number below 1, or a model with a mixer that cannot carry its state on past padding.
+            ValueError: a number below 1, or a model with a mixer whose state grows or cannot be carried past padding.
         """
         for name, value in (("slots", slots), ("rows", rows), ("length", length)):
             if value < 1:
                 raise ValueError(f"StreamPool: {name}={value}: must be at least 1")
         mixers = [mixer for mixer in model.modules() if isinstance(mixer, Mixer)]
         for mixer in mixers:
-            if not (mixer.capabilities.streams and mixer.capabilities.packs):
-                raise ValueError(f"StreamPool: {type(mixer).__name__} cannot stream beside padding")
+            can = mixer.capabilities
+            if not (can.streams and can.packs and can.constant_state):
+                raise ValueError(
+                    f"StreamPool: {type(mixer).__name__} has no state of a fixed size to carry past padding"
+                )
         self.model = model
         self.slots, self.rows, self.length = slots, rows, length
         self._device = next(model.parameters()).device

@@ -8,20 +8,32 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from mamba_core import BackboneConfig, CausalLM, Mamba1Config, Mamba2Config, State, StreamPool, prefetch, stream
+from mamba_core import (
+    AttentionConfig,
+    BackboneConfig,
+    CausalLM,
+    Mamba1Config,
+    Mamba2Config,
+    State,
+    StreamPool,
+    prefetch,
+    stream,
+)
 
 CONFIG = BackboneConfig(
     d_model=16,
-    n_layers=2,
-    pattern=["mamba2", "mamba1"],
+    n_layers=3,
+    pattern=["mamba2", "mamba1", "attention"],
     mamba1=Mamba1Config(d_state=4),
     mamba2=Mamba2Config(d_state=8, headdim=8, groups=2),
+    attention=AttentionConfig(headdim=8, window=12),
 )
 
 
@@ -288,6 +300,9 @@ def test_mistakes_are_told_by_name() -> None:
         with pytest.raises(ValueError, match=message):
             mistake()
     assert all(torch.equal(tensor, before[name]) for name, tensor in pool.state("a").items())
+    growing = CausalLM(16, replace(CONFIG, attention=AttentionConfig(headdim=8)))
+    with pytest.raises(ValueError, match="Attention has no state of a fixed size"):
+        StreamPool(growing, 2)
     pool.close("b")
     assert "b" not in pool
     for state in (lm.init_state(2), model(torch.float64).init_state(1), lm.backbone.layers[0].mixer.init_state(1)):
