@@ -67,6 +67,7 @@ GENOMICS = Domain(
             options=(
                 _MODEL,
                 ("max_bases", "score at most this many bases, from the start of the test regions (all)"),
+                ("context", "bases after which every model forgets what it has read (never, within a contig)"),
                 ("max_order", "largest Markov order considered (10); the order is chosen on validation"),
                 ("both_strands", "average over both strands (true)"),
                 ("out", "folder (evaluation/ beside the model folder)"),
