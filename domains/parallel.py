@@ -12,10 +12,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from domains.config import TrainerConfig
 from domains.errors import UserError
@@ -140,6 +142,7 @@ class Processes:
 
 
 ALONE = Processes()
+_sessions = count()  # of this process; all processes go through the same ones
 
 
 @contextmanager
@@ -148,7 +151,10 @@ def joined(share: Share, model: nn.Module, device: torch.device) -> Iterator[Pro
     if share.processes == 1:
         yield ALONE
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, number, size = next(rendezvous("env://"))
+    own = dist.PrefixStore(f"session {next(_sessions)}", store)  # what the last one of a sweep left there is stale
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=own, rank=number, world_size=size)
     try:
         if share.places > 1:
             group, _ = dist.new_subgroups(share.places)

@@ -56,7 +56,7 @@ TIMESERIES = Domain(
                 ("data.window", "steps that the model sees at once in training (1024)"),
                 ("head.kind", "student_t, mixture, quantiles or normal (student_t)"),
                 ("backbone", "mamba1, mamba2, mamba2_tiny, _small, _medium, transformer or hybrid (mamba2_tiny)"),
-                ("trainer", "auto, cpu or gpu (auto)"),
+                ("trainer", "auto, cpu or gpu (auto); multi_gpu is for genomics"),
                 ("trainer.max_steps", "optimizer steps (1000)"),
                 ("experiment", "a complete recipe: sp500, usdchf or dowjones"),
                 ("run.dir", "run folder (runs/timeseries-<date>-<time>); run.overwrite=true replaces a run there"),
