@@ -17,7 +17,20 @@ FORBIDDEN = {
     "pipelines": ("torch", "mamba_core"),  # it knows no tensor shapes
 }
 # Absent from machines that only train, or slow to import: in domains, inside functions alone.
-LATE = ("Bio", "arch", "matplotlib", "pandas", "polars", "pyarrow", "ray", "scipy", "statsforecast")
+LATE = (
+    "Bio",
+    "arch",
+    "matplotlib",
+    "pandas",
+    "polars",
+    "pyarrow",
+    "ray",
+    "scipy",
+    "sklearn",
+    "soundfile",
+    "statsforecast",
+    "torchaudio",
+)
 
 
 def imports(source: str, *, late: bool = True) -> Iterator[str]:

@@ -5,7 +5,6 @@ the other, told apart by ``seq_idx``, so that a panel of short series wastes no 
 """
 
 import os
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 
 from domains.config import MANY, check_range
 from domains.errors import UserError
+from domains.packing import Passes, cut_range, pack
 from domains.timeseries.clock import Clock
 from domains.timeseries.config import DataConfig
 from domains.timeseries.history import increments
@@ -179,26 +179,11 @@ def cut(parts: list[tuple[int, range, int]], window: int, phases: np.ndarray | N
         parts: series, its cut-offs, and the row at which its part ends.
         phases: length of each series' first piece; None: ``window``.
     """
-    pieces = []
-    for i, (series, cutoffs, end) in enumerate(parts):
-        first = window if phases is None else int(phases[i])
-        borders = [cutoffs.start, *range(cutoffs.start + first, cutoffs.stop, window), cutoffs.stop]
-        pieces += [Piece(series, a, b, end) for a, b in pairwise(borders) if b > a]
-    return pieces
-
-
-def pack(pieces: list[Piece], window: int) -> list[list[Piece]]:
-    """Pieces in rows of at most ``window`` steps, in their order: a piece that does not fit begins the next row."""
-    rows: list[list[Piece]] = []
-    room = 0
-    for piece in pieces:
-        length = piece.stop - piece.start
-        if length > room:
-            rows.append([])
-            room = window
-        rows[-1].append(piece)
-        room -= length
-    return rows
+    return [
+        Piece(series, part.start, part.stop, end)
+        for i, (series, cutoffs, end) in enumerate(parts)
+        for part in cut_range(cutoffs, window, window if phases is None else int(phases[i]))
+    ]
 
 
 class TrainBatches(Dataset[Batch]):
@@ -220,8 +205,7 @@ class TrainBatches(Dataset[Batch]):
         self._rows = max(1, data.tokens_per_step // data.window)
         self._total = total
         self._seed = seed % 2**64
-        self._ends: list[int] = []  # batches up to the end of each pass drawn so far
-        self._kept: dict[int, list[list[Piece]]] = {}
+        self._passes = Passes(self._pass)
 
     def __len__(self) -> int:
         return self._total
@@ -229,20 +213,15 @@ class TrainBatches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < self._total:
             raise IndexError(f"batch {index} of {self._total}")
-        while not self._ends or self._ends[-1] <= index:
-            before = self._ends[-1] if self._ends else 0
-            self._ends.append(before + -(-len(self._pass(len(self._ends))) // self._rows))
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        first = (index - (self._ends[number - 1] if number else 0)) * self._rows
-        return self._windows.batch(self._pass(number)[first : first + self._rows])
+        return self._windows.batch(self._passes[index])
 
-    def _pass(self, number: int) -> list[list[Piece]]:
-        if number not in self._kept:
-            rng = np.random.default_rng([self._seed, number])
-            window = self._windows.window
-            pieces = cut(self._parts, window, rng.integers(1, window + 1, len(self._parts)))
-            self._kept = {number: pack([pieces[i] for i in rng.permutation(len(pieces))], window)}
-        return self._kept[number]
+    def _pass(self, number: int) -> list[list[list[Piece]]]:
+        """Batches of rows of pieces."""
+        rng = np.random.default_rng([self._seed, number])
+        window = self._windows.window
+        pieces = cut(self._parts, window, rng.integers(1, window + 1, len(self._parts)))
+        rows = pack([pieces[i] for i in rng.permutation(len(pieces))], window)
+        return [rows[first : first + self._rows] for first in range(0, len(rows), self._rows)]
 
 
 class ValidationBatches(Dataset[Batch]):

@@ -1,0 +1,66 @@
+"""What an audio job can be told."""
+
+from dataclasses import dataclass, field
+
+from domains.config import TrainerConfig
+from mamba_core.backbone import BackboneConfig
+
+
+@dataclass
+class SourceConfig:
+    """Clips, and what they are brought to."""
+
+    root: str = ""  # folder of clips, label/[group/]clip.wav; empty, and no manifest: the bundled clips
+    manifest: str = ""  # CSV with path[,label][,group][,split], paths within root, or else within the CSV's folder
+    store: str = ""  # a prepared store; wins over root and manifest
+    stores: str = "stores"  # folder in which prepared stores are kept and found again
+    rate: int = 16000  # samples per second
+    min_seconds: float = 0.05  # shorter clips are kept aside
+
+
+@dataclass
+class AugmentConfig:
+    """What is done to a waveform in training; each is drawn for each clip and epoch, and off at 0."""
+
+    gain_db: float = 0.0  # louder or softer by up to this
+    noise: float = 0.0  # probability of white noise
+    snr_db: float = 20.0  # lowest ratio of signal to noise; up to 20 dB above it is drawn
+    speed: float = 0.0  # faster or slower, and higher or lower, by up to this share
+    shift_seconds: float = 0.0  # earlier or later by up to this; what leaves the clip is lost
+    band_limit: float = 0.0  # probability of a low or a high cut
+
+
+@dataclass
+class DataConfig(SourceConfig):
+    """Clips, how they are split, and how batches are drawn from them."""
+
+    test: list[str] | None = None  # groups held out, or clips where there are no groups; None: by test_fraction
+    validation: list[str] | None = None
+    test_fraction: float = 0.2  # of the clips, in whole groups where there are groups
+    validation_fraction: float = 0.1
+    window: int = 16384  # samples that a generator sees at once in training
+    max_seconds: float = 10.0  # a classifier sees this much of a longer clip in training, from a place drawn anew
+    tokens_per_step: int = 65536  # samples per batch, padding included
+    validation_tokens: int = 1048576  # samples scored at each validation
+    level_db: float | None = None  # RMS in dBFS that each clip is brought to; None: as recorded
+    balance: bool = True  # classes weigh the same in a classifier's loss, however many clips they have
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # of classifiers, in training alone
+    workers: int = 0  # data loader processes
+
+
+@dataclass
+class TaskConfig:
+    """What is learned."""
+
+    kind: str = "generate"  # generate | classify | spectrogram
+
+
+@dataclass
+class TrainConfig:
+    """Everything that decides a training run; written beside the weights as config.yaml."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    seed: int = 0
