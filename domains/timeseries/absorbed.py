@@ -1,8 +1,9 @@
 """What a series has absorbed: enough to tell whether rows that come again are the same rows.
 
-Of the last TAIL rows stamps and hashes are kept. All rows before them are folded into one number, which can be compared
-when they come again from the first row on, or from where the last input began (so that the same input can always be
-given twice). A few old rows out of the middle can no longer be checked, and are refused.
+Of the last rows, ``compare_rows`` of them, stamps and hashes are kept. All rows before them are folded into one number,
+which can be compared when they come again from the first row on, or from where the last input began (so that the same
+input can always be given twice). A few old rows out of the middle can no longer be checked, and are refused. Where
+more rows are to be kept than before, those of a history that comes again with new rows behind it are.
 """
 
 from dataclasses import dataclass, field, replace
@@ -11,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 NOTHING = np.uint64(0)
-TAIL = 256  # rows that can be compared one by one
 FACTS = 6  # width of Absorbed.facts
 DIFFERENT = "a row differs from what was absorbed"
 UNKNOWN = "a row before the last stamp was not there before"
-OLD = f"rows before the last {TAIL} are neither all that were absorbed nor the same"
+OLD = (
+    "rows older than those kept to compare are neither all that were absorbed nor the same; give the whole history, "
+    "and compare_rows=<rows of an extract> with it if extracts as long are to come again"
+)
 OTHER_STATIC = "static covariates differ from those absorbed"
 _PRIME, _MODULUS = 0x9E3779B97F4A7C15, 2**64
 
@@ -58,10 +61,10 @@ class Absorbed:
 
     Attributes:
         count: how many.
-        folded: uint64, all but the last TAIL of them.
+        folded: uint64, all but the last of them.
         began: how many there were before the first row of the last input. began_folded: uint64, these.
         static: uint64, of :func:`static_hash`.
-        times: int64 (t,), stamps of the last ones. hashes: uint64 (t,), of :func:`row_hashes`.
+        times: int64 (t,), stamps of the last ones, which are kept. hashes: uint64 (t,), of :func:`row_hashes`.
     """
 
     count: int = 0
@@ -80,7 +83,7 @@ class Absorbed:
 
     @classmethod
     def from_facts(cls, facts: np.ndarray, times: np.ndarray, hashes: np.ndarray) -> "Absorbed":
-        """What :attr:`facts` gave, with stamps and hashes int64 (TAIL,), of which the first ones count."""
+        """What :attr:`facts` gave, with stamps and hashes int64, (t,) or more, of which the first ones count."""
         count, began, kept = (int(value) for value in facts[:3])
         folded, began_folded, static = (np.uint64(value) for value in facts[3:].view(np.uint64))
         return cls(
@@ -109,7 +112,7 @@ class Absorbed:
         for before, folded in ((0, NOTHING), (self.began, self.began_folded)):
             if len(times) == older - before and fold(folded, hashes) == self.folded:
                 return None
-        return Problem(OLD, f"{len(times)} rows up to {_stamp(times[-1])}")
+        return Problem(OLD, f"{len(times)} rows up to {_stamp(times[-1])}, before the last {len(self.times)}")
 
     def _check_recent(self, times: np.ndarray, hashes: np.ndarray) -> Problem | None:
         place = np.searchsorted(self.times, times)  # below their number, as no stamp is later than the last
@@ -121,16 +124,25 @@ class Absorbed:
             return Problem(DIFFERENT, _stamp(times[different][0]))
         return None
 
-    def absorb(self, times: np.ndarray, hashes: np.ndarray, static: np.uint64 = NOTHING) -> "Absorbed":
-        """With the rows behind the last stamp, of rows for which :meth:`check` found no problem."""
-        again = int(np.searchsorted(times, self.times[-1], side="right")) if self.count else 0
+    def absorb(self, times: np.ndarray, hashes: np.ndarray, static: np.uint64 = NOTHING, *, keep: int) -> "Absorbed":
+        """With the rows behind the last stamp, of rows for which :meth:`check` found no problem.
+
+        Args:
+            times, hashes: of all rows that came, at least one.
+            keep: rows that are kept to be compared one by one.
+        """
+        again, older = 0, 0
+        if self.count:
+            again = int(np.searchsorted(times, self.times[-1], side="right"))
+            older = int(np.searchsorted(times, self.times[0]))  # rows before those kept: all since `began`
         began, began_folded = self._place_of(times)
-        all_times, all_hashes = np.append(self.times, times[again:]), np.append(self.hashes, hashes[again:])
-        leaving = max(0, len(all_times) - TAIL)
+        all_times = np.concatenate([times[:older], self.times, times[again:]])
+        all_hashes = np.concatenate([hashes[:older], self.hashes, hashes[again:]])
+        leaving = max(0, len(all_times) - keep)
         return replace(
             self,
             count=self.count + len(times) - again,
-            folded=fold(self.folded, all_hashes[:leaving]),
+            folded=fold(began_folded if older else self.folded, all_hashes[:leaving]),
             began=began,
             began_folded=began_folded,
             static=static,
@@ -182,4 +194,4 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-_WEIGHTS = _weights(4 * TAIL)  # those that are wanted most
+_WEIGHTS = _weights(1024)  # those that are wanted most

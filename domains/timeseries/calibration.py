@@ -133,6 +133,21 @@ class Calibrator:
         return quantiles_at(quantiles, self.levels, self.adjusted_scores())
 
 
+def pooled_scores(scores: np.ndarray, levels: np.ndarray, otherwise: np.ndarray, minimum: int = MINIMUM) -> np.ndarray:
+    """Normal scores to read forecasts at after outcomes of several series, each with its own trailing window.
+
+    Args:
+        scores: float64 (horizon, n), of the outcomes of all series; NaN where there is none.
+        levels: float64 (q,), that forecasts are made at and shall hold.
+        otherwise: float64 (horizon, q), for steps ahead of which fewer than ``minimum`` outcomes are known.
+
+    Returns:
+        float64 (horizon, q), increasing along q where ``otherwise`` is.
+    """
+    known = (~np.isnan(scores)).sum(axis=1)
+    return np.where(known[:, None] >= minimum, _adjusted(scores, levels, minimum), otherwise)
+
+
 @overload
 def recalibrate(
     levels: np.ndarray,

@@ -78,6 +78,8 @@ class EvaluateConfig:
     max_cutoffs: int | None = None  # a series, the last ones
     calibrate: bool = True  # conformal intervals from a trailing window of what was missed before
     calibration_window: int = 2000  # cut-offs
+    refit_every: int | None = None  # cut-offs after which baselines are fitted anew on all that is known; None: never
+    refit_model: bool = False  # the model too, which takes as long as its training did, each time
     baselines: list[str] = field(default_factory=list)  # names; empty: all
     max_statistical: int = 50  # series that AutoARIMA and AutoETS, which take long, are fitted on
     unit: float | None = None  # increments are multiplied by it in the table; None: 100 for prices (per cent), else 1
@@ -86,12 +88,17 @@ class EvaluateConfig:
 
 @dataclass
 class ForecastConfig:
-    """The batch job: what is read at once, and what becomes of states of another model."""
+    """The batch job: what is read at once, what is kept, and what is written."""
 
     series_per_shard: int = 500  # of a new state folder
     rows_at_once: int = 262144  # rows of all series that the model reads together
     chunk: int = 2048  # steps per call while streaming; changes results by rounding alone
-    reread: bool = False  # states of another model are dropped: data.path holds whole histories
-    calibrate: bool = True  # quantiles as the validation part corrected them
+    reread: bool = False  # states of another model or window are dropped: data.path holds whole histories
+    compare_rows: int = 256  # the last ones of each series, which can come again in any part; may grow
+    calibrate: str = "trailing"  # intervals corrected by the last outcomes | validation (once, in training) | none
+    calibration_window: int = 250  # outcomes of each series and step ahead; of a new state folder
+    paths: int = 0  # sampled futures of each series that are written too; never corrected by calibrate
+    path_steps: int = 20  # their length
+    seed: int = 0  # of their random numbers
     engine: str = "local"  # local | ray
     workers: int = 2  # of engine=ray

@@ -24,11 +24,13 @@ from domains.manifest import disk_errors
 from domains.timeseries.config import ForecastConfig
 from domains.timeseries.forecast_shard import ShardDone, ShardJob, forecast_shard, load_for_job
 from domains.timeseries.output import OutputFolder, Reject, open_output
-from domains.timeseries.states import StateFolder, open_states
+from domains.timeseries.states import Shard, StateFolder, open_states
 from domains.timeseries.store import SeriesStore
 from domains.timeseries.trained import LoadedModel
 
 ENGINES = ("local", "ray")
+CALIBRATIONS = ("trailing", "validation", "none")
+_USUAL = 64  # rows that the usual gap between stamps is told from
 _SHOWN = 5  # names in a line for people
 _THREADS = 16  # at most: what each does between long calls, the others have to wait for
 
@@ -44,6 +46,7 @@ class Forecasted:
         unseen: series with new rows that the model was not trained on.
         files: written now, names relative to ``out``.
         rejects: number of series set aside, by reason and some of their names.
+        forgotten: series of the states that a reread dropped which the table does not have.
     """
 
     out: Path
@@ -53,6 +56,7 @@ class Forecasted:
     unseen: int = 0
     files: list[str] = field(default_factory=list)
     rejects: dict[str, int] = field(default_factory=dict)
+    forgotten: list[str] = field(default_factory=list)
 
 
 def forecast(
@@ -89,7 +93,7 @@ def forecast(
     out, states = Path(out), Path(states)
     if out.resolve() == states.resolve():
         raise UserError(f"{out}: is to hold forecasts and states; choose two folders")
-    opened = open_states(states, _version(loaded), len(store), config.series_per_shard, reread=config.reread)
+    opened = open_states(states, _version(loaded), len(store), config)
     with disk_errors(states), opened as folder, disk_errors(out), open_output(out, folder) as output:
         jobs = list(_jobs(loaded, store, output, folder, config, chosen))
         done = list(_run(jobs, loaded, store, config))
@@ -102,6 +106,10 @@ def check_config(config: ForecastConfig) -> None:
     check_range("rows_at_once", config.rows_at_once, 1, MANY)
     check_range("chunk", config.chunk, 1, MANY)
     check_range("workers", config.workers, 1, MANY)
+    check_range("compare_rows", config.compare_rows, _USUAL, MANY)
+    check_range("calibration_window", config.calibration_window, 1, 100_000)
+    if config.calibrate not in CALIBRATIONS:
+        raise UserError(f"calibrate={config.calibrate}: must be one of {', '.join(CALIBRATIONS)}")
     if config.engine not in ENGINES:
         raise UserError(f"engine={config.engine}: must be one of {', '.join(ENGINES)}")
 
@@ -184,6 +192,7 @@ def _jobs(
             series=tuple(series),
             generation=folder.generation + 1,
             config=config,
+            compare_rows=folder.compare_rows,
             device=device,
             state=str(folder.file(shard).resolve()),
             before=folder.present(shard),
@@ -195,6 +204,7 @@ def _commit(
 ) -> Forecasted:
     """The rejects table, the rename after which all of it has happened, and the manifest for readers."""
     result = Forecasted(output.path)
+    earlier = {name for path in folder.dropped for name in Shard.names_in(path)}
     for one in done:
         result.series += one.series
         result.rows += one.rows
@@ -215,7 +225,8 @@ def _commit(
             "rows": result.rows,
             "forecasts": [{"file": name, "sha256": sha256} for one in done for name, sha256 in one.files],
         }
-        folder.commit(changed, run)
+        folder.commit(changed, run, output.is_listed)
+        result.forgotten = sorted(earlier - set(store.names))
     output.record(folder, named)
     return result
 

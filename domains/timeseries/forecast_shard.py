@@ -1,31 +1,46 @@
 """One shard of the batch job, from the state before to the state after: the function that every engine runs.
 
+First all series read their new rows, in batches, then what came true of all of them is pooled, and then forecasts are
+written: a shard is the unit that is computed and calibrated together, so how it is cut into batches changes nothing.
+
 Numbers are float64 throughout. A history that is read in parts then gives, to a dozen digits, what it gives when read
 at once; in float32 the fourth digit of a median near 0 would depend on where the cuts fall.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from domains.timeseries.absorbed import Absorbed, Problem, row_hashes, static_hash
+from domains.timeseries.absorbed import Absorbed
 from domains.timeseries.config import LEVELS, ForecastConfig
-from domains.timeseries.data import WARM_UP, read_rows
+from domains.timeseries.data import WARM_UP
+from domains.timeseries.given import Given, compare, observed_rows
 from domains.timeseries.output import ForecastTable, Reject, Written
 from domains.timeseries.scaler import Scaler
 from domains.timeseries.states import Shard, Stored
 from domains.timeseries.store import SeriesStore
-from domains.timeseries.stream import Carried, Said, Stretch, forecasts, joined, stream
+from domains.timeseries.stream import Carried, Said, Stretch, forecasts, joined, read, say
+from domains.timeseries.trailing import Recent, Trailing, advanced, first_kept
 from domains.timeseries.trained import LoadedModel, load_model
 from domains.timeseries.transforms import Rows, Running, next_stamps
 from mamba_core.state import State
 
+__all__ = [
+    "ShardDone",
+    "ShardJob",
+    "ahead_of",
+    "forecast_shard",
+    "is_ripe",
+    "load_for_job",
+    "observed_rows",
+    "tabulate",
+]
+
 UNRIPE = f"fewer than {WARM_UP} increments so far: absorbed, not forecast yet"
-_NO_CUTOFF = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class ShardJob:
         model, store, out: folders.
         shard: its number. series: rows of the store's table of series that belong to it.
         generation: of the run.
-        config: settings.
+        config: settings. compare_rows: of the state folder.
         device: cpu or cuda.
         state: the file that the next state goes to. before: the one that holds the present, None at first.
     """
@@ -48,6 +63,7 @@ class ShardJob:
     series: tuple[int, ...]
     generation: int
     config: ForecastConfig
+    compare_rows: int
     device: str
     state: str
     before: Stored | None
@@ -77,18 +93,6 @@ class ShardDone:
     rejects: tuple[Reject, ...] = ()
 
 
-class _Given(NamedTuple):
-    """The rows of a series that the table holds."""
-
-    name: str
-    place: int | None  # in the shard; None: it is new there
-    rows: Rows  # new rows, and behind them those that are schedule alone
-    fresh: int  # how many are new
-    repeated: int  # how many more there were that had been absorbed
-    absorbed: Absorbed  # with the new ones
-    problem: Problem | None  # why the series is refused, if it is
-
-
 def load_for_job(folder: str, device: str) -> LoadedModel:
     """The model of a batch job, in float64."""
     loaded = load_model(folder)
@@ -110,18 +114,17 @@ def forecast_shard(job: ShardJob, loaded: LoadedModel, store: SeriesStore) -> Sh
         UserError: the state before is missing or damaged.
     """
     shard = Shard() if job.before is None else Shard.load(job.before, torch.device(job.device))
-    places = {name: i for i, name in enumerate(shard.names)}
-    given = [_compare(store, series, shard, places, loaded.scaler) for series in job.series]
+    given = _given(job, shard, loaded.scaler, store)
     repeated = sum(one.repeated for one in given if not one.problem)
     new = [one for one in given if one.fresh]
     files: tuple[Written, ...] = ()
     state = None
     forecast = 0
     if new:
-        batches = list(_batches(new, job.config.rows_at_once))
-        advanced = [_advance(batch, shard, loaded, job) for batch in batches]
-        shard = _after(shard, batches, [carried for carried, _ in advanced])
-        tables = [table for _, table in advanced if table]
+        parts = [_advance(batch, shard, loaded, job.config) for batch in _batches(new, job.config.rows_at_once)]
+        shard = _after(shard, parts)
+        calibrated = _calibrated(loaded, shard, job.config)
+        tables = [table for part in parts if (table := _forecast(part, calibrated, job.config))]
         if tables:
             table = ForecastTable.joined(tables)
             files = table.write(Path(job.out), job.shard, job.generation, loaded.hash[:16])
@@ -132,25 +135,18 @@ def forecast_shard(job: ShardJob, loaded: LoadedModel, store: SeriesStore) -> Sh
     return ShardDone(job.shard, state, files, forecast, rows, repeated, unseen, _set_aside(given, shard))
 
 
-def ahead_of(rows: Rows, count: int, scaler: Scaler, before: np.ndarray) -> Rows:
+def ahead_of(rows: Rows, count: int, scaler: Scaler, before: np.ndarray, steps: int = 0) -> Rows:
     """The rows, and behind the first ``count`` at least ``horizon`` more: those of the table, else the usual stamps.
 
     Args:
         before: int64, stamps of the last known rows, of these and of earlier ones.
+        steps: as many as that in any case.
     """
-    missing = scaler.shape.horizon - (len(rows) - count)
+    missing = max(steps, scaler.shape.horizon) - (len(rows) - count)
     if missing <= 0:
         return rows
     stamps = np.append(before, rows.time[count:])
     return rows.extended(*next_stamps(stamps, rows.offset, missing, scaler.weekends))
-
-
-def observed_rows(y: np.ndarray, scaler: Scaler) -> int:
-    """How many rows have come: with covariates known in advance, those at the end without observation are schedule."""
-    if not scaler.shape.future:
-        return len(y)
-    observed = np.flatnonzero(~np.isnan(y))
-    return int(observed[-1]) + 1 if len(observed) else 0
 
 
 def tabulate(
@@ -182,7 +178,18 @@ def is_ripe(running: Running) -> bool:
     return running.count >= WARM_UP and not np.isnan(running.y)
 
 
-def _set_aside(given: list[_Given], shard: Shard) -> tuple[Reject, ...]:
+def _given(job: ShardJob, shard: Shard, scaler: Scaler, store: SeriesStore) -> list[Given]:
+    """The rows of the shard's series, compared with what was absorbed."""
+    places = {name: i for i, name in enumerate(shard.names)}
+    found = []
+    for series in job.series:
+        place = places.get(store.names[series])
+        absorbed = Absorbed() if place is None else shard.absorbed[place]
+        found.append(compare(store, series, place, absorbed, scaler, job.compare_rows))
+    return found
+
+
+def _set_aside(given: list[Given], shard: Shard) -> tuple[Reject, ...]:
     """Series that are refused, or too young for a forecast, whether their rows came now or before."""
     places = {name: i for i, name in enumerate(shard.names)}
     found = []
@@ -194,29 +201,9 @@ def _set_aside(given: list[_Given], shard: Shard) -> tuple[Reject, ...]:
     return tuple(found)
 
 
-def _compare(store: SeriesStore, series: int, shard: Shard, places: dict[str, int], scaler: Scaler) -> _Given:
-    """Tell the rows of a series that its state has absorbed from those that are new."""
-    name = store.names[series]
-    part = store.series(series)
-    rows = read_rows(store, series, 0, part.stop - part.start)
-    place = places.get(name)
-    absorbed = Absorbed() if place is None else shard.absorbed[place]
-    end = observed_rows(rows.y, scaler)
-    if absorbed.count:  # what lies before the last stamp came, observed or not
-        end = max(end, int(np.searchsorted(rows.time, absorbed.times[-1], side="right")))
-    covariates = np.concatenate([rows.past, rows.future], axis=1)[:end]
-    times, static = rows.time[:end], static_hash(rows.static)
-    hashes = row_hashes(times, rows.offset[:end], rows.y[:end], covariates)
-    repeated, problem = absorbed.check(times, hashes, static)
-    fresh = 0 if problem else end - repeated
-    if fresh:
-        absorbed = absorbed.absorb(times, hashes, static)
-    return _Given(name, place, rows.part(slice(repeated, None)), fresh, repeated, absorbed, problem)
-
-
-def _batches(new: list[_Given], most: int) -> Iterator[list[_Given]]:
+def _batches(new: list[Given], most: int) -> Iterator[list[Given]]:
     """Series of like length together, at most ``most`` rows with padding."""
-    batch: list[_Given] = []
+    batch: list[Given] = []
     for one in sorted(new, key=lambda one: (one.fresh, one.name)):
         if batch and (len(batch) + 1) * one.fresh > most:
             yield batch
@@ -226,55 +213,87 @@ def _batches(new: list[_Given], most: int) -> Iterator[list[_Given]]:
         yield batch
 
 
-def _advance(
-    batch: list[_Given], shard: Shard, loaded: LoadedModel, job: ShardJob
-) -> tuple[Carried, ForecastTable | None]:
-    """Read the new rows of some series: what is carried on, and forecasts of those that are ripe."""
-    model, scaler, config = loaded.model, loaded.scaler, job.config
-    carried = _before(batch, shard, loaded)
-    skipped = 0
-    if len(batch) == 1:  # a history longer than what is read at once: piece by piece
-        while batch[0].fresh - skipped > config.rows_at_once:
-            piece = batch[0].rows.part(slice(skipped, skipped + config.rows_at_once))
-            _, carried = stream(model, scaler, [Stretch(piece, len(piece), _NO_CUTOFF)], carried, config.chunk)
-            skipped += len(piece)
-    stretches = []
-    for one in batch:
-        rows, count = one.rows.part(slice(skipped, None)), one.fresh - skipped
-        stretches.append(Stretch(ahead_of(rows, count, scaler, one.absorbed.times), count, np.array([count - 1])))
-    said, carried = stream(model, scaler, stretches, carried, config.chunk)
-    ripe = [i for i, running in enumerate(carried.running) if is_ripe(running)]
+class _Advanced(NamedTuple):
+    """Some series, and what became of them by reading their new rows."""
+
+    batch: list[Given]
+    carried: Carried
+    trailing: Trailing
+    stretches: list[Stretch]  # the last new rows of each, and those ahead
+    said: list[Said]  # behind the last new row
+
+
+@torch.no_grad()
+def _advance(batch: list[Given], shard: Shard, loaded: LoadedModel, config: ForecastConfig) -> _Advanced:
+    """Read the new rows of some series."""
+    model, scaler = loaded.model, loaded.scaler
+    carried, before = _before(batch, shard, loaded, config.calibration_window)
+    window, horizon = config.calibration_window, scaler.shape.horizon
+    first = np.array([first_kept(one.rows.y[: one.fresh], window, horizon) for one in batch])
+    recent = []
+    most = config.rows_at_once if len(batch) == 1 else batch[-1].fresh  # a long history comes piece by piece
+    for start in range(0, batch[-1].fresh, most):
+        stretches = []
+        for one, begin in zip(batch, first, strict=True):
+            count = min(one.fresh - start, most)
+            stretches.append(Stretch(one.rows.part(slice(start, None)), count, np.arange(max(0, begin - start), count)))
+        seen, history, carried = read(model, scaler, stretches, carried, config.chunk)
+        ends = np.cumsum([len(stretch.cutoffs) for stretch in stretches])
+        inputs = np.concatenate([found.inputs[one.cutoffs] for one, found in zip(stretches, seen, strict=True)])
+        made = [part.cpu().numpy() for part in model.condense(history, torch.from_numpy(inputs).to(history))]
+        for i, (stretch, found) in enumerate(zip(stretches, seen, strict=True)):
+            part = slice(ends[i] - len(stretch.cutoffs), ends[i])
+            recent.append(Recent.of(stretch.rows, found, *(values[part] for values in made)))
+    last = []
+    for one, (rows, count, _) in zip(batch, stretches, strict=True):
+        last.append(Stretch(ahead_of(rows, count, scaler, one.absorbed.times), count, np.array([count - 1])))
+    said = say(model, scaler, last, seen, history[ends - 1])
+    counts = np.array([one.fresh for one in batch]) - first
+    trailing = advanced(model, scaler, before, Recent.cat(recent), counts, first)
+    return _Advanced(batch, carried, trailing, last, said)
+
+
+def _calibrated(loaded: LoadedModel, shard: Shard, config: ForecastConfig) -> LoadedModel:
+    """The model, corrected as the outcomes of all series of the shard say, where that is wanted."""
+    if config.calibrate != "trailing":
+        return loaded
+    assert shard.trailing is not None
+    return replace(loaded, calibration=loaded.calibration.after(shard.trailing.scores))
+
+
+def _forecast(part: _Advanced, loaded: LoadedModel, config: ForecastConfig) -> ForecastTable | None:
+    """Forecasts of those series that are ripe; None where there are none."""
+    ripe = [i for i, running in enumerate(part.carried.running) if is_ripe(running)]
     if not ripe:
-        return carried, None
-    table = tabulate(
-        [batch[i].name for i in ripe],
-        [stretches[i] for i in ripe],
-        [said[i] for i in ripe],
-        np.array([carried.running[i].y for i in ripe]),
-        loaded,
-        config.calibrate,
-    )
-    return carried, table
+        return None
+    names = [part.batch[i].name for i in ripe]
+    stretches, said = [part.stretches[i] for i in ripe], [part.said[i] for i in ripe]
+    last = np.array([part.carried.running[i].y for i in ripe])
+    return tabulate(names, stretches, said, last, loaded, config.calibrate != "none")
 
 
-def _before(batch: list[_Given], shard: Shard, loaded: LoadedModel) -> Carried:
-    """What is carried of each series of a batch; of new ones, a start."""
+def _before(batch: list[Given], shard: Shard, loaded: LoadedModel, window: int) -> tuple[Carried, Trailing]:
+    """What is carried and kept of each series of a batch; of new ones, a start."""
     pool = Carried.start(loaded.model, loaded.scaler, 1)
-    if shard.carried is not None:
+    trailing = Trailing.start(loaded.model, window)
+    if shard.carried is not None and shard.trailing is not None:
         pool = Carried(pool.running + shard.carried.running, State.cat([pool.state, shard.carried.state]))
+        trailing = Trailing.cat([trailing, shard.trailing])
     rows = [0 if one.place is None else one.place + 1 for one in batch]
-    return Carried(tuple(pool.running[row] for row in rows), pool.state.rows(rows))
+    return Carried(tuple(pool.running[row] for row in rows), pool.state.rows(rows)), trailing.rows(rows)
 
 
-def _after(shard: Shard, batches: list[list[_Given]], carried: list[Carried]) -> Shard:
+def _after(shard: Shard, parts: list[_Advanced]) -> Shard:
     """The shard, with what became of the series that were read; new ones behind the others."""
-    pool = ([] if shard.carried is None else [shard.carried]) + carried
+    pool = ([] if shard.carried is None else [shard.carried]) + [part.carried for part in parts]
+    kept = ([] if shard.trailing is None else [shard.trailing]) + [part.trailing for part in parts]
     rows = {name: i for i, name in enumerate(shard.names)}
     absorbed = dict(zip(shard.names, shard.absorbed, strict=True))
-    read = [one for batch in batches for one in batch]
-    for i, one in enumerate(read):
+    for i, one in enumerate(one for part in parts for one in part.batch):
         rows[one.name] = len(shard.names) + i
         absorbed[one.name] = one.absorbed
+    order = list(rows.values())
     running = [each for part in pool for each in part.running]
-    state = State.cat([part.state for part in pool]).rows(list(rows.values()))
-    return Shard(list(rows), Carried(tuple(running[row] for row in rows.values()), state), list(absorbed.values()))
+    state = State.cat([part.state for part in pool]).rows(order)
+    carried = Carried(tuple(running[row] for row in order), state)
+    return Shard(list(rows), carried, list(absorbed.values()), Trailing.cat(kept).rows(order))

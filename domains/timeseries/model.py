@@ -100,10 +100,29 @@ class Forecaster(nn.Module):
     def say(self, history: Tensor, inputs: Tensor, cells: Tensor, known: Tensor) -> Tensor:
         """The second half, for any rows: (..., d_model), (..., features), (..., horizon), (..., horizon, known) in,
         (..., horizon, head.size) out."""
-        context = self.from_history(history) + self.from_inputs(inputs)
-        steps = self.from_known(known) + self.from_cell(cells) + self.from_step.weight
-        mixed = nn.functional.silu(self.norm_inputs(context[..., None, :] + steps))
-        return self.out(mixed) + self.direct(inputs)[..., None, :]
+        return self.answer(*self.condense(history, inputs), cells, known)
+
+    def condense(self, history: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """What the second half takes from a row, whatever step it is asked for: (..., d_model), (..., head.size)."""
+        return self.from_history(history) + self.from_inputs(inputs), self.direct(inputs)
+
+    def answer(
+        self, context: Tensor, direct: Tensor, cells: Tensor, known: Tensor, steps: Tensor | None = None
+    ) -> Tensor:
+        """What is said of some steps ahead of rows that were condensed.
+
+        Args:
+            context, direct: of :meth:`condense`.
+            cells: int64 (..., s). known: float (..., s, known).
+            steps: int64 (..., s), which steps ahead, from 0; None: all of them.
+
+        Returns:
+            Raw numbers (..., s, head.size).
+        """
+        which = self.from_step.weight if steps is None else self.from_step(steps)
+        ahead = self.from_known(known) + self.from_cell(cells) + which
+        mixed = nn.functional.silu(self.norm_inputs(context[..., None, :] + ahead))
+        return self.out(mixed) + direct[..., None, :]
 
     def distribution(self, raw: Tensor) -> Distribution:
         """Of the outcome over the expected spread, (b, l, horizon)."""

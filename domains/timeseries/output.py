@@ -3,6 +3,7 @@
 ::
 
     cutoff=<date>/part-<shard>-<run>.parquet   one row for each series and step ahead
+    paths/cutoff=<date>/part-<shard>-<run>-<n>.parquet   sampled paths, where asked for: one row for each step of each
     rejects/<run>-<hash>.parquet               series set aside in a run, and why
     manifest.json                              the files that count; others are left of runs that were killed
 
@@ -15,7 +16,7 @@ import hashlib
 import io
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from domains.timeseries.splits import for_people
 from domains.timeseries.states import MANIFEST, StateFolder
 
 FORMAT = 1
-_PARTS = "cutoff=*/part-*.parquet"
+_PARTS = ("cutoff=*/part-*.parquet", "paths/cutoff=*/part-*.parquet")
 _REJECTS = re.compile(r"(\d{8})-[0-9a-f]{8}\.parquet")
 
 
@@ -143,27 +144,54 @@ class OutputFolder:
         return name
 
     def record(self, states: StateFolder, rejects: str | None) -> None:
-        """Write the manifest: the files that count, and the series that the last run set aside."""
-        files = [
-            {**entry, "run": run["generation"], "model": run["model"]}
-            for run in states.runs
-            if run["out"] == self.id
-            for entry in run["forecasts"]
-        ]
-        table = {"format": FORMAT, "id": self.id, "states": states.id, "files": files, "rejects": rejects}
+        """Write the manifest: the files that count, and the series that the last run set aside.
+
+        What the states no longer tell of, as it was listed here before they let it go, stays listed.
+        """
         path = self.path / MANIFEST
-        if not path.exists() or read_json(path) != table:
+        before = read_json(path) if path.exists() else {}
+        told = {run["generation"] for run in states.runs}
+        lists = {}
+        for name, key in (("files", "forecasts"), ("paths", "paths")):
+            kept = [e for e in before.get(name, []) if e["run"] <= states.generation and e["run"] not in told]
+            kept += [
+                {**entry, "run": run["generation"], "model": run["model"]}
+                for run in states.runs
+                if run["out"] == self.id
+                for entry in run.get(key, [])
+            ]
+            lists[name] = sorted(kept, key=lambda entry: entry["run"])
+        table = {"format": FORMAT, "id": self.id, "states": states.id, **lists, "rejects": rejects}
+        if before != table:
             write_json(path, table)
+
+    def is_listed(self, run: Mapping[str, Any]) -> bool:
+        """Whether the files of a run that the states tell of are in the manifest of the folder that they are in."""
+        if run["out"] == self.id:
+            return True  # since the folder was opened
+        try:
+            table = read_json(Path(run["folder"]) / MANIFEST)
+        except UserError:  # moved, or gone
+            return False
+        listed = {entry["file"] for name in ("files", "paths") for entry in table.get(name, [])}
+        wrote = {entry["file"] for key in ("forecasts", "paths") for entry in run.get(key, [])}
+        return table.get("id") == run["out"] and wrote <= listed
 
     def sweep(self, states: StateFolder) -> None:
         """Remove what killed runs left."""
-        counts = {self.path / entry["file"] for entry in read_json(self.path / MANIFEST)["files"]}
-        dead = [path for path in self.path.glob(_PARTS) if path not in counts]
+        table = read_json(self.path / MANIFEST)
+        counts = {self.path / entry["file"] for name in ("files", "paths") for entry in table[name]}
+        dead = [path for pattern in _PARTS for path in self.path.glob(pattern) if path not in counts]
         for path in self.path.glob("rejects/*.parquet"):
             match = _REJECTS.fullmatch(path.name)
             if match and int(match[1]) > states.generation:
                 dead.append(path)
-        for folder in [self.path, self.path / "rejects", *self.path.glob("cutoff=*")]:
+        for folder in [
+            self.path,
+            self.path / "rejects",
+            *self.path.glob("cutoff=*"),
+            *self.path.glob("paths/cutoff=*"),
+        ]:
             dead += find_temporaries(folder, (".parquet", MANIFEST)) if folder.is_dir() else []
         for path in dead:
             path.unlink(missing_ok=True)

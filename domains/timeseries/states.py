@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,20 +18,25 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from domains.errors import UserError
 from domains.files import atomic_file, find_temporaries, locked_folder
 from domains.folder import read_json, write_json
-from domains.timeseries.absorbed import FACTS, TAIL, Absorbed
+from domains.timeseries.absorbed import FACTS, Absorbed
+from domains.timeseries.config import ForecastConfig
 from domains.timeseries.stream import Carried
+from domains.timeseries.trailing import Trailing
 from domains.timeseries.transforms import Running
 from mamba_core.state import State
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-_MODEL = "model."  # prefix of the backbone's tensors
+KEPT_RUNS = 100  # that the manifest tells of, at least
+_MODEL, _TRAILING = "model.", "trailing."  # prefixes of the backbone's tensors, and of what trails
+_KINDS = {"id": str, "model": str, "shards": int, "generation": int, "files": dict, "runs": list}
+_ADDED = {"calibration_window": int, "compare_rows": int}  # since format 1
 _FEWEST = 32  # series that a shard is made for when there are not enough to fill one
 _SPREAD = 8  # shards that a small table is spread over, for as many processors
 
@@ -52,17 +57,21 @@ class Shard:
         names: of the series.
         carried: running means and backbone state of each; None while there is no series.
         absorbed: what each has absorbed.
+        trailing: what was forecast of each, and what came of it; None while there is no series.
     """
 
     names: list[str] = field(default_factory=list)
     carried: Carried | None = None
     absorbed: list[Absorbed] = field(default_factory=list)
+    trailing: Trailing | None = None
 
     def save(self, path: Path) -> Stored:
         """Write to a safetensors file, atomically."""
         assert self.carried is not None
+        assert self.trailing is not None
         tensors = {f"{_MODEL}{name}": t.detach().cpu().contiguous() for name, t in self.carried.state.items()}
-        times, hashes = (np.zeros((len(self.names), TAIL), np.int64) for _ in range(2))
+        most = max(len(absorbed.times) for absorbed in self.absorbed)
+        times, hashes = (np.zeros((len(self.names), most), np.int64) for _ in range(2))
         for i, absorbed in enumerate(self.absorbed):
             kept = len(absorbed.times)
             times[i, :kept], hashes[i, :kept] = absorbed.times, absorbed.hashes.view(np.int64)
@@ -72,6 +81,7 @@ class Shard:
             "facts": np.stack([absorbed.facts for absorbed in self.absorbed]),
             "times": times,
             "hashes": hashes,
+            **{f"{_TRAILING}{name}": array for name, array in self.trailing.to_arrays().items()},
         }
         data = save(tensors | {name: torch.from_numpy(array) for name, array in arrays.items()})
         with atomic_file(path) as file:
@@ -96,15 +106,28 @@ class Shard:
             running, facts, times, hashes = (tensors[name].numpy() for name in ("running", "facts", "times", "hashes"))
             if facts.shape != (len(names), FACTS):
                 raise ValueError(f"facts of shape {facts.shape}")
+            kept = {
+                name.removeprefix(_TRAILING): t.numpy() for name, t in tensors.items() if name.startswith(_TRAILING)
+            }
+            absorbed = [Absorbed.from_facts(*row) for row in zip(facts, times, hashes, strict=True)]
+            trailing = Trailing.from_arrays(kept)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(
                 f"{stored.path}: cannot be read ({reason}); restore it, or give an empty state folder and the whole "
                 "history"
             ) from None
-        absorbed = [Absorbed.from_facts(*row) for row in zip(facts, times, hashes, strict=True)]
         state = State({key.removeprefix(_MODEL): t for key, t in tensors.items() if key.startswith(_MODEL)})
-        return cls(names, Carried(tuple(map(Running.from_array, running)), state.to(device)), absorbed)
+        return cls(names, Carried(tuple(map(Running.from_array, running)), state.to(device)), absorbed, trailing)
+
+    @staticmethod
+    def names_in(path: Path) -> list[str]:
+        """The names in a file of any format, without the rest; none when it cannot be read."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return list(json.loads(file.get_tensor("names").tobytes()))
+        except (OSError, SafetensorError, ValueError):
+            return []
 
 
 @dataclass
@@ -114,10 +137,12 @@ class StateFolder:
     Attributes:
         path: the folder.
         manifest: what the next :meth:`commit` goes on from; with ``reread``, not what the folder says.
+        dropped: files of states that the next commit forgets.
     """
 
     path: Path
     manifest: dict[str, Any]
+    dropped: tuple[Path, ...] = ()
 
     @property
     def id(self) -> str:
@@ -130,8 +155,13 @@ class StateFolder:
         return int(self.manifest["generation"])
 
     @property
+    def compare_rows(self) -> int:
+        """Rows of each series that are kept to be compared one by one."""
+        return int(self.manifest["compare_rows"])
+
+    @property
     def runs(self) -> list[dict[str, Any]]:
-        """What these runs wrote, as given to :meth:`commit`, with the generation of each."""
+        """What the last of these runs wrote, as given to :meth:`commit`, with the generation of each."""
         return list(self.manifest["runs"])
 
     def shard_of(self, name: str) -> int:
@@ -147,8 +177,16 @@ class StateFolder:
         """Where the next generation of a shard goes."""
         return self.path / f"shard-{shard:05d}.{self.generation + 1:08d}.safetensors"
 
-    def commit(self, files: Mapping[int, Stored], run: Mapping[str, Any]) -> None:
-        """Make these files the state, and ``run`` part of the record, in one rename."""
+    def commit(
+        self, files: Mapping[int, Stored], run: Mapping[str, Any], is_listed: Callable[[Mapping[str, Any]], bool]
+    ) -> None:
+        """Make these files the state, and ``run`` part of the record, in one rename.
+
+        Args:
+            files: by shard.
+            run: what the run wrote.
+            is_listed: whether what an earlier run wrote is listed elsewhere, too; the oldest of these are let go.
+        """
         entries = dict(self.manifest["files"])
         for shard, stored in files.items():
             entries[str(shard)] = {
@@ -157,7 +195,9 @@ class StateFolder:
                 "bytes": stored.bytes,
             }
         generation = self.generation + 1
-        runs = [*self.runs, {"generation": generation, **run}]
+        runs = [{**earlier, "listed": earlier.get("listed") or is_listed(earlier)} for earlier in self.runs]
+        runs = [earlier for earlier in runs[: 1 - KEPT_RUNS] if not earlier["listed"]] + runs[1 - KEPT_RUNS :]
+        runs.append({"generation": generation, **run})
         manifest = {**self.manifest, "generation": generation, "files": entries, "runs": runs}
         write_json(self.path / MANIFEST, manifest)
         self.manifest = manifest
@@ -165,41 +205,58 @@ class StateFolder:
 
 
 @contextmanager
-def open_states(path: Path, model: str, series: int, per_shard: int, *, reread: bool) -> Iterator[StateFolder]:
+def open_states(path: Path, model: str, series: int, config: ForecastConfig) -> Iterator[StateFolder]:
     """The state folder, made when missing, for this process alone.
 
     Args:
         path: the folder.
         model: hash of the model that the states belong to.
-        series: how many a new folder is made for. per_shard: how many of them are kept together at most.
-        reread: forget states of another model with the next commit, so that whole histories are read anew.
+        series: how many a new folder is made for.
+        config: settings. ``series_per_shard`` and ``calibration_window`` are those of a new folder, ``compare_rows``
+            may grow. With ``reread``, states of another model or window are forgotten with the next commit, so that
+            whole histories are read anew.
 
     Raises:
-        UserError: another process works there; it holds other files; or states of another model while ``reread`` is
-            False.
+        UserError: another process works there; it holds other files; or states of another model, window or version
+            while ``reread`` is False.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; choose a folder for the states")
     path.mkdir(parents=True, exist_ok=True)
     busy = "another forecast job is at work there; wait for it, or choose another state folder"
+    shards = max(1, -(-series // config.series_per_shard), min(_SPREAD, series // _FEWEST))
+    kept = {"calibration_window": config.calibration_window, "compare_rows": config.compare_rows}
+    new = {"format": FORMAT, "model": model, "shards": shards, **kept, "files": {}}
     with locked_folder(path, busy) as alone:
-        shards = max(1, -(-series // per_shard), min(_SPREAD, series // _FEWEST))
         manifest = _read_manifest(path)
         if manifest is None:
-            manifest = {"format": FORMAT, "id": secrets.token_hex(8), "model": model, "shards": shards}
-            manifest |= {"generation": 0, "files": {}, "runs": []}
+            manifest = {"id": secrets.token_hex(8), **new, "generation": 0, "runs": []}
             write_json(path / MANIFEST, manifest)
         if alone:
             _sweep(path, manifest)
-        if manifest["files"] and manifest["model"] != model and not reread:
+        problem = _other_states(manifest, new) if manifest["files"] else None
+        if problem and not config.reread:
             raise UserError(
-                f"{path}: holds states of another model ({manifest['model'][:12]}); give reread=true with the whole "
-                "history as data.path, or another state folder"
+                f"{path}: {problem}reread=true with the whole history as data.path, or another state folder"
             )
-        # What a run that never committed said about model and shards counts for nothing.
-        if not manifest["files"] or manifest["model"] != model:
-            manifest = {**manifest, "model": model, "shards": shards, "files": {}}
-        yield StateFolder(path, manifest)
+        if problem or not manifest["files"]:  # what a run that never committed said counts for nothing
+            dropped = tuple(path / entry["name"] for entry in manifest["files"].values())
+            yield StateFolder(path, {**manifest, **new}, dropped)
+        else:
+            rows = max(manifest["compare_rows"], config.compare_rows)
+            yield StateFolder(path, {**manifest, "compare_rows": rows})
+
+
+def _other_states(manifest: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why states cannot be gone on with, and what could be given beside what always can; None when they can."""
+    if manifest["format"] != FORMAT:
+        return f"holds states of format {manifest['format']}, not {FORMAT}; give "
+    if manifest["model"] != new["model"]:
+        return f"holds states of another model ({manifest['model'][:12]}); give "
+    window = manifest["calibration_window"]
+    if window != new["calibration_window"]:
+        return f"keeps {window} outcomes of each series; give calibration_window={window}, "
+    return None
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
@@ -209,9 +266,9 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
             raise UserError(f"{path}: holds other files; choose a new folder for the states")
         return None
     manifest = read_json(path / MANIFEST)
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in (1, FORMAT):
         raise UserError(f"{path}: holds no states of format {FORMAT}; choose a new folder for the states")
-    kinds = {"id": str, "model": str, "shards": int, "generation": int, "files": dict, "runs": list}
+    kinds = _KINDS | (_ADDED if manifest["format"] == FORMAT else {})
     wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
     if wrong:
         raise UserError(f"{path / MANIFEST}: is damaged ({wrong[0]} is missing); restore it, or choose another folder")

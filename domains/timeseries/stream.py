@@ -80,6 +80,16 @@ def stream(
         before: what the call for the rows before gave, or :meth:`Carried.start`.
         chunk: rows per call of the model; changes results by rounding alone.
     """
+    seen, history, after = read(model, scaler, stretches, before, chunk)
+    return say(model, scaler, stretches, seen, history), after
+
+
+@torch.no_grad()
+def read(
+    model: Forecaster, scaler: Scaler, stretches: Sequence[Stretch], before: Carried, chunk: int
+) -> tuple[list[Seen], Tensor, Carried]:
+    """The first half of :func:`stream`: what was seen of each series, what the backbone made of the rows at the
+    cut-offs, (k, d_model), series after series, and what to carry on."""
     seen: list[Seen] = []
     running: list[Running] = []
     for stretch, earlier in zip(stretches, before.running, strict=True):
@@ -88,7 +98,25 @@ def stream(
         running.append(after)
     cutoffs = [stretch.cutoffs for stretch in stretches]
     history, state = _read(model, [found.inputs for found in seen], cutoffs, before.state, chunk)
-    return _say(model, scaler, stretches, seen, history), Carried(tuple(running), state)
+    return seen, history, Carried(tuple(running), state)
+
+
+@torch.no_grad()
+def say(
+    model: Forecaster, scaler: Scaler, stretches: Sequence[Stretch], seen: list[Seen], history: Tensor
+) -> list[Said]:
+    """The second half: the head at the cut-offs of all series; ``history`` (k, d_model), series after series."""
+    parameter = next(model.parameters())
+    pairs = list(zip(stretches, seen, strict=True))
+    ahead = [_ahead(stretch, found, scaler) for stretch, found in pairs]
+    cells, known = (torch.from_numpy(np.concatenate([one[j] for one in ahead])) for j in (0, 1))
+    inputs = torch.from_numpy(np.concatenate([found.inputs[stretch.cutoffs] for stretch, found in pairs]))
+    raw = model.say(history, inputs.to(parameter), cells.to(parameter.device), known.to(parameter))
+    parts = raw.cpu().split([len(stretch.cutoffs) for stretch in stretches])
+    return [
+        Said(part, one[2], found.shown[stretch.cutoffs] >= WARM_UP)
+        for part, one, (stretch, found) in zip(parts, ahead, pairs, strict=True)
+    ]
 
 
 def walk_series(
@@ -181,23 +209,6 @@ def _one_chunk(model: Forecaster, block: Tensor, left: Tensor, state: State) -> 
         return model.read(block, state)
     real = torch.arange(block.shape[1], device=block.device) < left[:, None]
     return model.read(block, state, seq_idx=real.long() - 1)
-
-
-def _say(
-    model: Forecaster, scaler: Scaler, stretches: Sequence[Stretch], seen: list[Seen], history: Tensor
-) -> list[Said]:
-    """The head at the cut-offs of all series; ``history`` (k, d_model), series after series."""
-    parameter = next(model.parameters())
-    pairs = list(zip(stretches, seen, strict=True))
-    ahead = [_ahead(stretch, found, scaler) for stretch, found in pairs]
-    cells, known = (torch.from_numpy(np.concatenate([one[j] for one in ahead])) for j in (0, 1))
-    inputs = torch.from_numpy(np.concatenate([found.inputs[stretch.cutoffs] for stretch, found in pairs]))
-    raw = model.say(history, inputs.to(parameter), cells.to(parameter.device), known.to(parameter))
-    parts = raw.cpu().split([len(stretch.cutoffs) for stretch in stretches])
-    return [
-        Said(part, one[2], found.shown[stretch.cutoffs] >= WARM_UP)
-        for part, one, (stretch, found) in zip(parts, ahead, pairs, strict=True)
-    ]
 
 
 def _ahead(stretch: Stretch, seen: Seen, scaler: Scaler) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

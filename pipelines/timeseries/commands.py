@@ -71,6 +71,9 @@ def forecast(root: ForecastRoot, invocation: Invocation) -> Outcome:
     told = [f"{done.series:,} series, {done.rows:,} new rows"]
     told += [f"{done.repeated:,} rows that were absorbed before"] if done.repeated else []
     told += [f"{done.unseen:,} series that the model was not trained on"] if done.unseen else []
+    if done.forgotten:
+        names = f"{', '.join(done.forgotten[:5])}{', ...' if len(done.forgotten) > 5 else ''}"
+        told.append(f"{len(done.forgotten):,} series of the earlier states are not in the table: forgotten ({names})")
     told += [f"{count:,} series set aside: {reason}" for reason, count in sorted(done.rejects.items())]
     told += [f"{count:,} rows or series kept aside: {reason}" for reason, count in sorted(store.rejects.items())]
     lines = [f"forecasts: {done.out} ({told[0]})", *(f"  {line}" for line in told[1:])]

@@ -130,8 +130,11 @@ def pyfunc(whole: Path) -> Any:
     return mlflow.pyfunc.load_model(f"runs:/{linked_run_id(whole / 'one')}/model")
 
 
-def test_the_mlflow_model_says_what_the_batch_job_says(whole: Path, pyfunc: Any) -> None:
-    """On a Polars and on a pandas frame, in any order of rows; the forecasts by the package; those in the files."""
+def test_the_mlflow_model_says_what_the_batch_job_says(
+    whole: Path, pyfunc: Any, series_cli: Cli, series_workspace: Path
+) -> None:
+    """On a Polars and on a pandas frame, in any order of rows; the forecasts by the package; those in the files, if the
+    batch job corrects them by the validation part, too."""
     table = pl.read_parquet("panel.parquet")
     found = pyfunc.predict(table)
     assert list(found.columns) == list(CARD.outputs)
@@ -143,7 +146,10 @@ def test_the_mlflow_model_says_what_the_batch_job_says(whole: Path, pyfunc: Any)
     covariates = {name: table[name].to_numpy() for name in ("volume", "holiday", "size")}
     y = table["y"].fill_null(float("nan")).to_numpy()
     columns = forecast_columns(load_for_job("one/model", "cpu"), table["unique_id"].to_numpy(), stamps, y, covariates)
-    batch = pl.concat([pl.read_parquet(path) for path in Path("forecasts").glob("cutoff=*/*.parquet")])
+    places = [f"{key}={series_workspace / key}" for key in ("out", "state", "data.stores")]
+    words = ("forecast", "model=one", "data.path=panel.parquet", "calibrate=validation", *places)
+    assert series_cli(*words).code == 0
+    batch = pl.concat([pl.read_parquet(path) for path in (series_workspace / "out").glob("cutoff=*/*.parquet")])
     batch = batch.sort("series", "step")
     assert list(found["series"]) == list(columns["series"]) == batch["series"].to_list()
     assert list(found["stamp"]) == list(pd.to_datetime(batch["stamp"].dt.replace_time_zone(None).to_numpy()))
@@ -277,7 +283,8 @@ def test_several_targets_are_as_many_series(series_cli: Cli, series_workspace: P
     found = model.predict(pl.read_parquet("panel.parquet"))
     names = [f"{name}/{target}" for target in ("y", "volume") for name in "ABCD"]
     assert list(found["series"][::2]) == names
-    assert series_cli("forecast", "model=two", "data.path=panel.parquet", "out=out", "state=state").code == 0
+    words = ("forecast", "model=two", "data.path=panel.parquet", "out=out", "state=state", "calibrate=validation")
+    assert series_cli(*words).code == 0
     batch = pl.concat([pl.read_parquet(path) for path in Path("out").glob("cutoff=*/*.parquet")]).sort("series", "step")
     expected = found.sort_values(["series", "step"])
     assert batch["series"].to_list() == list(expected["series"])

@@ -10,7 +10,6 @@ from domains.timeseries.absorbed import (
     NOTHING,
     OLD,
     OTHER_STATIC,
-    TAIL,
     UNKNOWN,
     Absorbed,
     fold,
@@ -19,6 +18,7 @@ from domains.timeseries.absorbed import (
 )
 
 HOUR = 3_600_000_000
+TAIL = 256
 PRIME = 0x9E3779B97F4A7C15
 
 
@@ -35,7 +35,7 @@ def absorbed(*cuts: int) -> Absorbed:
     for start, stop in zip((0, *cuts), cuts, strict=False):
         time, hashes = rows(stop - start, start)
         assert found.check(time, hashes).problem is None
-        found = found.absorb(time, hashes)
+        found = found.absorb(time, hashes, keep=TAIL)
     return found
 
 
@@ -86,7 +86,7 @@ def test_the_whole_history_is_compared_to_its_first_row(at: int) -> None:
     assert problem.detail == (str(np.datetime64(at, "h").astype("datetime64[us]")) if kept else OLD_ROWS)
 
 
-OLD_ROWS = f"744 rows up to {np.datetime64(743, 'h').astype('datetime64[us]')}"
+OLD_ROWS = f"744 rows up to {np.datetime64(743, 'h').astype('datetime64[us]')}, before the last 256"
 
 
 def test_a_part_out_of_the_middle_is_refused() -> None:
@@ -99,7 +99,7 @@ def test_a_part_out_of_the_middle_is_refused() -> None:
 def test_rows_that_were_not_there_are_refused() -> None:
     time, hashes = rows(100)
     gaps = np.delete(time, [3, 50]), np.delete(hashes, [3, 50])
-    found = Absorbed().absorb(*gaps)
+    found = Absorbed().absorb(*gaps, keep=TAIL)
     assert found.check(*gaps).problem is None
     problem = found.check(time, hashes).problem
     assert problem == (UNKNOWN, "1970-01-01T03:00:00.000000")
@@ -112,7 +112,7 @@ def test_the_last_input_can_come_again_however_long(overlap: int) -> None:
     found = absorbed(2000, 3000)
     again = rows(700 + overlap, 3000 - overlap)
     assert found.check(*again) == (overlap, None)
-    found = found.absorb(*again)
+    found = found.absorb(*again, keep=TAIL)
     assert found.count == 3700
     assert found.check(*again) == (700 + overlap, None)
     assert found.check(*rows(3700)) == (3700, None)
@@ -120,7 +120,7 @@ def test_the_last_input_can_come_again_however_long(overlap: int) -> None:
     hashes[0] ^= np.uint64(1)
     assert found.check(time, hashes).problem is not None
     assert found.check(time[1:], again[1][1:]).problem is not None
-    later = absorbed(2000, 3000).absorb(*again).absorb(*rows(300, 3700))
+    later = absorbed(2000, 3000).absorb(*again, keep=TAIL).absorb(*rows(300, 3700), keep=TAIL)
     assert later.check(*again).problem is not None  # the input before the last
 
 
@@ -129,7 +129,7 @@ def test_a_history_that_grows_and_is_given_whole_each_time() -> None:
     for length in (400, 900, 901, 2000):
         whole = rows(length)
         assert found.check(*whole).problem is None
-        found = found.absorb(*whole)
+        found = found.absorb(*whole, keep=TAIL)
         assert found.check(*whole) == (length, None)
     assert found.folded == absorbed(2000).folded
 
@@ -155,7 +155,7 @@ def test_hashes_tell_all_that_a_row_says() -> None:
 def test_static_covariates_belong_to_what_was_absorbed() -> None:
     assert static_hash(np.zeros(0, np.float32)) == NOTHING
     one, other = (static_hash(np.array(values, np.float32)) for values in ([1, 2], [2, 1]))
-    found = Absorbed().absorb(*rows(10), one)
+    found = Absorbed().absorb(*rows(10), one, keep=TAIL)
     assert found.check(*rows(10), one) == (10, None)
     assert found.check(*rows(5, 10), other).problem == (OTHER_STATIC, "")
 

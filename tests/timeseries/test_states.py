@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ import torch
 
 from domains.errors import UserError
 from domains.timeseries.absorbed import Absorbed
+from domains.timeseries.config import ForecastConfig
 from domains.timeseries.states import MANIFEST, Shard, StateFolder, Stored, open_states
 from domains.timeseries.stream import Carried
+from domains.timeseries.trailing import Recent, Trailing
 from domains.timeseries.transforms import Running
 from mamba_core.state import State
 
 CPU = torch.device("cpu")
+HORIZON = 6
 
 
 def make_shard(names: list[str], seed: int = 0) -> Shard:
@@ -26,16 +30,30 @@ def make_shard(names: list[str], seed: int = 0) -> Shard:
     state = State({"layers.0.ssm": torch.rand(series, 3, 2).double(), "layers.0.seq_idx": torch.arange(series)})
     times = np.arange(300) * 1_000_000
     hashes = rng.integers(0, 2**64, 300, dtype=np.uint64)
-    absorbed = [Absorbed().absorb(times[: 5 + 290 * (i % 2)], hashes[: 5 + 290 * (i % 2)]) for i in range(series)]
-    return Shard(list(names), Carried(running, state), absorbed)
+    counts = [5 + 290 * (i % 2) for i in range(series)]
+    absorbed = [Absorbed().absorb(times[:count], hashes[:count], keep=256) for count in counts]
+    return Shard(list(names), Carried(running, state), absorbed, make_trailing(rng, np.minimum(counts, HORIZON)))
 
 
-def open_and_hold(path: Path, model: str = "m", series: int = 100, per_shard: int = 500, reread: bool = False):
-    return open_states(path, model, series, per_shard, reread=reread)
+def make_trailing(rng: np.random.Generator, counts: np.ndarray) -> Trailing:
+    """Without covariates, of a model of width 4."""
+    rows = int(counts.sum())
+    whole, none = rng.integers(0, 9, (3, rows)), np.zeros((rows, 0))
+    x, scale = rng.random((2, rows))
+    made = rng.random((rows, 4)), rng.random((rows, 3))
+    recent = Recent(whole[0], whole[1].astype(np.int32), none.astype(np.float32), x, whole[2], scale, none, none, *made)
+    scores = rng.standard_normal((len(counts), HORIZON, 20)).astype(np.float32)
+    scores[:, :, :7] = np.nan
+    return Trailing(recent, counts, scores)
+
+
+def open_and_hold(path: Path, model: str = "m", series: int = 100, **config: Any):
+    return open_states(path, model, series, ForecastConfig(**config))
 
 
 def commit(folder: StateFolder, *shards: int, names: tuple[str, ...] = ("a", "b")) -> None:
-    folder.commit({shard: make_shard(list(names)).save(folder.file(shard)) for shard in shards}, {"out": "x"})
+    files = {shard: make_shard(list(names)).save(folder.file(shard)) for shard in shards}
+    folder.commit(files, {"out": "x"}, lambda run: True)
 
 
 def test_a_shard_comes_back_bit_by_bit(tmp_path: Path) -> None:
@@ -55,6 +73,11 @@ def test_a_shard_comes_back_bit_by_bit(tmp_path: Path) -> None:
         assert np.array_equal(mine.facts, theirs.facts)
         assert np.array_equal(mine.times, theirs.times)
         assert np.array_equal(mine.hashes, theirs.hashes)
+    assert found.trailing is not None
+    assert shard.trailing is not None
+    for name, array in shard.trailing.to_arrays().items():
+        assert found.trailing.to_arrays()[name].dtype == array.dtype
+        assert np.array_equal(found.trailing.to_arrays()[name], array, equal_nan=True)
     assert found.save(tmp_path / "again.safetensors").sha256 == stored.sha256
 
 
@@ -126,7 +149,7 @@ def test_a_series_stays_in_its_shard(tmp_path: Path) -> None:
         counts = np.bincount([folder.shard_of(f"s{i}") for i in range(10_000)])
         assert (len(counts), counts.min() > 400, counts.max() < 600) == (20, True, True)
         commit(folder, 0)
-    with open_and_hold(tmp_path / "s", series=5, per_shard=1) as folder:
+    with open_and_hold(tmp_path / "s", series=5, series_per_shard=1) as folder:
         assert folder.manifest["shards"] == 20
 
 
@@ -181,7 +204,7 @@ def test_states_of_another_model_stay_until_a_reread_commits(tmp_path: Path) -> 
         ({"notes.txt": "x"}, "s: holds other files; choose a new folder for the states"),
         ({"shard-00000.00000001.safetensors": "x"}, "s: holds other files"),
         ({MANIFEST: "{"}, "manifest.json: is not valid JSON; restore the file"),
-        ({MANIFEST: '{"format": 9}'}, "s: holds no states of format 1; choose a new folder"),
+        ({MANIFEST: '{"format": 9}'}, "s: holds no states of format 2; choose a new folder"),
         (
             {MANIFEST: '{"format": 1, "id": "x", "model": 3}'},
             r"manifest.json: is damaged \(model is missing\); restore",
