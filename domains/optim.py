@@ -11,13 +11,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from domains.config import OptimizerConfig
 
 # Decay pulls towards zero, which for these is no neutral value: A_log = 0 is a time constant, D = 0 cuts the skip.
-UNDECAYED = frozenset({"A_log", "D", "dt_bias"})
+UNDECAYED = frozenset({"A_log", "A_imag", "D", "dt_bias"})
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Split the trainable parameters of ``model`` into a decayed and an undecayed group.
 
-    Undecayed are A_log, D, dt_bias, and everything with fewer than two dimensions (norms and biases).
+    Undecayed are A_log, A_imag, D, dt_bias, and everything with fewer than two dimensions (norms and biases).
     """
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []

@@ -3,7 +3,7 @@
 from mamba_core.backbone import Backbone, BackboneConfig
 from mamba_core.causal_lm import CausalLM
 from mamba_core.decoding import GraphedStep
-from mamba_core.mixers import AttentionConfig, Capabilities, Mamba1Config, Mamba2Config, Mixer, MLPConfig
+from mamba_core.mixers import AttentionConfig, Capabilities, Mamba1Config, Mamba2Config, Mixer, MLPConfig, S4DConfig
 from mamba_core.state import State
 from mamba_core.stream_pool import StreamPool
 from mamba_core.streaming import prefetch, stream
@@ -19,6 +19,7 @@ __all__ = [
     "Mamba1Config",
     "Mamba2Config",
     "Mixer",
+    "S4DConfig",
     "State",
     "StreamPool",
     "prefetch",

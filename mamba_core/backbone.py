@@ -18,6 +18,7 @@ from mamba_core.mixers import (
     Mixer,
     MixerConfig,
     MLPConfig,
+    S4DConfig,
 )
 from mamba_core.mixers.base import check_sizes
 from mamba_core.state import State
@@ -39,6 +40,7 @@ class BackboneConfig:
     mamba2: Mamba2Config = field(default_factory=Mamba2Config)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     mlp: MLPConfig = field(default_factory=MLPConfig)
+    s4d: S4DConfig = field(default_factory=S4DConfig)
 
     def build(self) -> "Backbone":
         """The stack.
@@ -55,6 +57,7 @@ class BackboneConfig:
             "mamba2": self.mamba2,
             "attention": self.attention,
             "mlp": self.mlp,
+            "s4d": self.s4d,
         }
         if not self.pattern:
             raise ValueError(f"backbone.pattern is empty; name at least one of {', '.join(known)}")

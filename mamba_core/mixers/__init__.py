@@ -5,9 +5,11 @@ from mamba_core.mixers.base import Capabilities, Mixer, MixerConfig
 from mamba_core.mixers.mamba1 import Mamba1, Mamba1Config
 from mamba_core.mixers.mamba2 import Mamba2, Mamba2Config
 from mamba_core.mixers.mlp import MLP, MLPConfig
+from mamba_core.mixers.s4d import S4D, S4DConfig
 
 __all__ = [
     "MLP",
+    "S4D",
     "Attention",
     "AttentionConfig",
     "Capabilities",
@@ -18,4 +20,5 @@ __all__ = [
     "Mamba2Config",
     "Mixer",
     "MixerConfig",
+    "S4DConfig",
 ]

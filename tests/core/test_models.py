@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mamba_core import AttentionConfig, BackboneConfig, CausalLM, Mamba1Config, Mamba2Config, State
+from mamba_core import AttentionConfig, BackboneConfig, CausalLM, Mamba1Config, Mamba2Config, S4DConfig, State
 from mamba_core.health import HealthProbe, gradient_norms
 
-MIXERS = ["mamba1", "mamba2", "attention"]
-KEPT = {"mamba1": "ssm", "mamba2": "ssm", "attention": "k"}  # a tensor of the state that text fills
+MIXERS = ["mamba1", "mamba2", "attention", "s4d"]
+KEPT = {"mamba1": "ssm", "mamba2": "ssm", "attention": "k", "s4d": "ssm"}  # a tensor of the state that text fills
 
 
 def config(mixer: str, layers: int = 2) -> BackboneConfig:
@@ -24,6 +24,7 @@ def config(mixer: str, layers: int = 2) -> BackboneConfig:
         mamba1=Mamba1Config(d_state=4),
         mamba2=Mamba2Config(d_state=8, headdim=8, groups=2),
         attention=AttentionConfig(headdim=8, kv_heads=1, window=7),
+        s4d=S4DConfig(d_state=8),
     )
 
 
