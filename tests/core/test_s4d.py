@@ -80,6 +80,12 @@ def test_any_split_equals_the_whole(lengths: list[int]) -> None:
     assert (state - final).abs().max() < 1e-10
 
 
+def test_opcheck() -> None:
+    x, toeplitz = (torch.randn(2, *shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 5), (5, 5)))
+    number = torch.tensor([[0, 0, 0, 0, 0], [0, 1, 1, 2, 2], [0, 0, 1, 1, 1]])
+    torch.library.opcheck(torch.ops.mamba_core.s4d_documents.default, (x, toeplitz, number))
+
+
 def test_step_equals_the_sequence() -> None:
     tensors = {name: tensor.detach() for name, tensor in inputs(70).items()}
     want, final = s4d(**tensors)

@@ -8,9 +8,9 @@ For one channel, with V_k = exp(k dt A), B the discretised input weight, and S t
 The same matrices serve every chunk of every row, so each line is one product a channel. What enters the chunks is found
 by a scan of pairs: 2 log2(chunks) launches, and twice the work of a loop.
 
-Packed documents cut these products, and differently in every chunk. Padding moves to the ends of rows first; inside
-(shorter) chunks the convolution then goes tap by tap with a mask, and reads, writes and what is kept of the state are
-masked where the document changes.
+Packed documents cut these products, and differently in every chunk. Padding moves to the ends of rows first; the
+product inside chunks is then done for one document of each chunk at a time, and reads, writes and what is kept of the
+state are masked where the document changes.
 """
 
 from typing import Any
@@ -22,10 +22,10 @@ from torch.autograd.function import once_differentiable
 
 from mamba_core.ops.arguments import working_dtype
 from mamba_core.ops.packing import document_runs
+from mamba_core.ops.s4d.documents import s4d_documents
 from mamba_core.ops.s4d.reference import as_complex, discretise
 
 CHUNK = {"cpu": 64, "cuda": 128}  # a GPU has arithmetic to spare, and fewer chunks are fewer states to move
-PACKED_CHUNK = 16
 
 
 def s4d_chunked(
@@ -43,15 +43,14 @@ def s4d_chunked(
     initial = x.new_zeros(b, *A.shape, dtype=work) if initial_state is None else initial_state.to(work)
     initial = torch.view_as_complex(initial.contiguous())
     x_ = x.to(work)
+    kernels = _Kernels(dt, A, C, D, chunk or CHUNK.get(x.device.type, CHUNK["cuda"]), initial.dtype)
     if seq_idx is None:
-        kernels = _Kernels(dt, A, C, D, chunk or CHUNK.get(x.device.type, CHUNK["cuda"]), initial.dtype)
         y, final = _plain(x_, kernels, initial)
         return y.to(x.dtype), torch.view_as_real(final)
     order = (seq_idx < 0).byte().argsort(dim=1, stable=True)  # padding goes to the ends of rows
     index = order[..., None].expand_as(x)
     seq_idx = seq_idx.gather(1, order)
     padding = (seq_idx < 0)[..., None]
-    kernels = _Kernels(dt, A, C, D, chunk or PACKED_CHUNK, initial.dtype)
     y, final = _packed(x_.gather(1, index).masked_fill(padding, 0.0), kernels, initial, seq_idx)
     y = y.masked_fill(padding, 0.0)
     return torch.zeros_like(y).scatter(1, index, y).to(x.dtype), torch.view_as_real(final)
@@ -122,50 +121,28 @@ def _packed(x: Tensor, kernels: _Kernels, initial: Tensor, seq_idx: Tensor) -> t
     real, run = document_runs(seq_idx)
     chunks = _cut(x, q)  # (h, m, b, Q)
     m = chunks.shape[1]
-    runs = F.pad(run, (0, m * q - l), value=-1).unflatten(1, (m, q)).transpose(0, 1)  # (m, b, Q)
+    beyond = run[:, -1:].expand(-1, m * q - l)
+    runs = torch.cat([run, beyond], dim=1).unflatten(1, (m, q)).transpose(0, 1)  # (m, b, Q)
     owner = F.pad(runs[:-1, :, -1], (0, 0, 1, 0))  # (m, b): the document of the state that enters; 0 is the initial's
     reads = runs == owner[..., None]
     writes = chunks[:, :-1].masked_fill(runs[:-1] != runs[:-1, :, -1:], 0.0)
     kept = owner[1:] == owner[:-1]
     entering = _carry(initial, writes, kernels, kept)
-    y = _Taps.apply(chunks, kernels.taps, runs) + kernels.outputs(entering).masked_fill(~reads, 0.0)
+    number = (runs - runs[..., :1]).flatten(0, 1)
+    inside = s4d_documents(chunks.flatten(1, 2), kernels.toeplitz(), number).unflatten(1, (m, -1))
+    y = inside + kernels.outputs(entering).masked_fill(~reads, 0.0)
     # The final state of a row: what enters its last chunk, and that chunk's tokens, moved to the chunk's end.
     count = real.sum(dim=1)
     last = (count - 1).clamp(min=0) // q  # (b,)
     own = run.gather(1, (count - 1).clamp(min=0)[:, None])  # (b, 1)
     at = count[:, None] - q + torch.arange(q, device=x.device)  # (b, Q)
-    inside = (at >= last[:, None] * q) & (run.gather(1, at.clamp(min=0)) == own)
-    ends = x.gather(1, at.clamp(min=0)[..., None].expand(-1, -1, x.shape[2])).masked_fill(~inside[..., None], 0.0)
+    near = (at >= last[:, None] * q) & (run.gather(1, at.clamp(min=0)) == own)
+    ends = x.gather(1, at.clamp(min=0)[..., None].expand(-1, -1, x.shape[2])).masked_fill(~near[..., None], 0.0)
     rows = torch.arange(len(x), device=x.device)
     before = entering[:, last, rows].transpose(0, 1)  # (b, h, n)
     before = before.masked_fill((owner[last, rows] != own[:, 0])[:, None, None], 0.0)
     decay = kernels.powers.permute(2, 0, 1)[count - last * q]
     return _uncut(y, l), decay * before + kernels.states(ends.permute(2, 0, 1).contiguous()).transpose(0, 1)
-
-
-class _Taps(torch.autograd.Function):
-    """Causal convolution inside chunks, of tokens of one document: (x (h, m, b, Q), taps (h, Q), runs (m, b, Q))."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, taps: Tensor, runs: Tensor) -> Tensor:
-        ctx.save_for_backward(x, taps, runs)
-        y = taps[:, 0, None, None, None] * x
-        for k in range(1, x.shape[-1]):
-            same = runs[..., k:] == runs[..., :-k]
-            y[..., k:].addcmul_(taps[:, k, None, None, None], x[..., :-k].masked_fill(~same, 0.0))
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, taps, runs = ctx.saved_tensors
-        dx = taps[:, 0, None, None, None] * grad
-        dtaps = [(grad * x).sum((1, 2, 3))]
-        for k in range(1, x.shape[-1]):
-            masked = grad[..., k:].masked_fill(runs[..., k:] != runs[..., :-k], 0.0)
-            dx[..., :-k].addcmul_(taps[:, k, None, None, None], masked)
-            dtaps.append((masked * x[..., :-k]).sum((1, 2, 3)))
-        return dx, torch.stack(dtaps, dim=1), None
 
 
 def _carry(initial: Tensor, writes: Tensor, kernels: _Kernels, kept: Tensor | None) -> Tensor:
