@@ -1,0 +1,1 @@
+"""Models of raw sound: a generator, and two classifiers with one head."""
