@@ -1,0 +1,93 @@
+"""Classification without learning from samples: the most frequent label, and MFCCs under a logistic regression."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from domains.audio.store import AudioStore
+
+COEFFICIENTS = 20
+_WINDOW = 0.025  # s
+_HOP = 0.010  # s
+_MELS = 40
+_MOST = 60.0  # s of a long clip that are looked at, from its beginning
+
+
+class Majority:
+    """Always the label that most training clips have; of equals the first by name."""
+
+    name = "majority"
+
+    @classmethod
+    def fit(cls, store: AudioStore, clips: Sequence[int]) -> "Majority":
+        """Count the labels of these clips."""
+        return cls(int(np.argmax(np.bincount(class_numbers(store, clips), minlength=len(store.labels)))))
+
+    def __init__(self, label: int) -> None:
+        self.label = label
+
+    def predict(self, store: AudioStore, clips: Sequence[int]) -> np.ndarray:
+        """Places in ``store.labels``, int64 (n,)."""
+        return np.full(len(clips), self.label, dtype=np.int64)
+
+
+class MfccLogistic:
+    """Logistic regression on mean and standard deviation of 20 MFCCs, and the duration, all standardised."""
+
+    name = "MFCC + logistic regression"
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+
+    @classmethod
+    def fit(cls, store: AudioStore, clips: Sequence[int], features: np.ndarray | None = None) -> "MfccLogistic":
+        """Fit on these clips.
+
+        Args:
+            store: the clips.
+            clips: numbers of those to learn from.
+            features: of all clips of the store where they are at hand; see :func:`mfcc_features`.
+        """
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
+        known = mfcc_features(store, clips) if features is None else features[list(clips)]
+        pipeline.fit(known, class_numbers(store, clips))
+        return cls(pipeline)
+
+    def predict(self, store: AudioStore, clips: Sequence[int], features: np.ndarray | None = None) -> np.ndarray:
+        """Places in ``store.labels``, int64 (n,)."""
+        known = mfcc_features(store, clips) if features is None else features[list(clips)]
+        return self._pipeline.predict(known).astype(np.int64)
+
+
+def class_numbers(store: AudioStore, clips: Sequence[int]) -> np.ndarray:
+    """Places of the clips' labels in ``store.labels``, int64 (n,)."""
+    return np.array([store.labels.index(store.clips[clip].label) for clip in clips], dtype=np.int64)
+
+
+def mfcc_features(store: AudioStore, clips: Sequence[int]) -> np.ndarray:
+    """Mean and standard deviation of each MFCC over a clip, and its duration in seconds: float64 (n, 41)."""
+    import torch
+    from torchaudio.transforms import MFCC
+
+    fft = 2 ** int(np.ceil(np.log2(_WINDOW * store.rate)))
+    spectrum = {
+        "n_fft": fft,
+        "win_length": round(_WINDOW * store.rate),
+        "hop_length": round(_HOP * store.rate),
+        "n_mels": min(_MELS, fft // 8),
+    }
+    transform = MFCC(store.rate, COEFFICIENTS, melkwargs=spectrum)
+    rows = []
+    for clip in clips:
+        length = store.clips[clip].length
+        sound = torch.from_numpy(store.samples(clip, 0, min(length, round(_MOST * store.rate))))
+        sound = torch.nn.functional.pad(sound, (0, max(0, fft - len(sound))))  # a window must fit
+        with torch.inference_mode():
+            mfcc = transform(sound).double().numpy()  # (coefficients, frames)
+        rows.append(np.concatenate([mfcc.mean(axis=1), mfcc.std(axis=1), [length / store.rate]]))
+    return np.stack(rows)
