@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, init_dt_bias, resume
 from mamba_core.mixers.split import Slice
+from mamba_core.mixers.split_ops import split_conv1d, split_selective_scan
 from mamba_core.ops.arguments import check_limit, working_dtype
 from mamba_core.ops.causal_conv1d import causal_conv1d
 from mamba_core.ops.decode import conv_step, selective_scan_step
@@ -111,9 +112,10 @@ class Mamba1(Mixer):
     def _forward_split(self, x: Tensor, state: State, own: Slice) -> tuple[Tensor, State]:
         """The same for this rank's slice of a sequence; the states are those of the whole."""
         inner, z = self.in_proj(x).chunk(2, dim=-1)
-        inner, conv = own.causal_conv1d(inner, self.conv_weight, self.conv_bias, state["conv"])
+        inner, conv = split_conv1d(own, inner, self.conv_weight, self.conv_bias, state["conv"])
         dt, B, C = self._select(inner)
-        y, ssm = own.selective_scan(
+        y, ssm = split_selective_scan(
+            own,
             inner,
             dt,
             self._A(),

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, init_dt_bias, resume
 from mamba_core.mixers.split import Slice
+from mamba_core.mixers.split_ops import split_mamba2_inner
 from mamba_core.ops.arguments import check_limit, working_dtype
 from mamba_core.ops.decode import mamba2_step
-from mamba_core.ops.gated_rms_norm import gated_rms_norm
 from mamba_core.ops.mamba2_inner import mamba2_inner
 from mamba_core.state import State
 
@@ -77,24 +77,16 @@ class Mamba2(Mixer):
 
     def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
         state = self.init_state(x.shape[0], x.device) if state is None else state
+        weights = (self.conv_weight, self.conv_bias, self._A(), self.D, self.dt_bias, self.norm_weight)
+        groups, eps, limit = self.config.groups, self.norm_eps, self.config.dt_limit
         if self.ranks is not None:
-            return self._forward_split(x, state, Slice(self.ranks, seq_idx, state["seq_idx"]))
+            own = Slice(self.ranks, seq_idx, state["seq_idx"])
+            tensors = (self.in_proj(x), *weights, state["conv"], state["ssm"])
+            y, conv, ssm = split_mamba2_inner(own, *tensors, groups=groups, norm_eps=eps, dt_limit=limit)
+            return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": own.last})
         state, last = resume(state, seq_idx)
-        y, conv, ssm = mamba2_inner(
-            self.in_proj(x),
-            self.conv_weight,
-            self.conv_bias,
-            self._A(),
-            self.D,
-            self.dt_bias,
-            self.norm_weight,
-            state["conv"],
-            state["ssm"],
-            seq_idx,
-            groups=self.config.groups,
-            norm_eps=self.norm_eps,
-            dt_limit=self.config.dt_limit,
-        )
+        tensors = (self.in_proj(x), *weights, state["conv"], state["ssm"])
+        y, conv, ssm = mamba2_inner(*tensors, seq_idx, groups=groups, norm_eps=eps, dt_limit=limit)
         return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": last})
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -119,26 +111,6 @@ class Mamba2(Mixer):
     def time_steps(self, x: Tensor) -> Tensor:
         dt = self.in_proj(x)[..., -self.heads :].to(self.dt_bias.dtype)
         return F.softplus(dt + self.dt_bias).clamp(*self.config.dt_limit)
-
-    def _forward_split(self, x: Tensor, state: State, own: Slice) -> tuple[Tensor, State]:
-        """The same for this rank's slice of a sequence; the states are those of the whole."""
-        groups, n = self.config.groups, self.config.d_state
-        z, xBC, dt = self.in_proj(x).split([self.d_inner, self.conv_dim, self.heads], dim=-1)
-        xBC, conv = own.causal_conv1d(xBC, self.conv_weight, self.conv_bias, state["conv"])
-        inner, B, C = xBC.split([self.d_inner, groups * n, groups * n], dim=-1)
-        y, ssm = own.ssd(
-            inner.unflatten(-1, (self.heads, -1)),
-            dt,
-            self._A(),
-            B.unflatten(-1, (groups, -1)),
-            C.unflatten(-1, (groups, -1)),
-            self.D,
-            self.dt_bias,
-            state["ssm"],
-            self.config.dt_limit,
-        )
-        y = gated_rms_norm(y.flatten(-2), z, self.norm_weight, self.norm_eps, self.d_inner // groups)
-        return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": own.last})
 
     def _step(self, x: Tensor, state: State, in_place: bool) -> tuple[Tensor, State]:
         y, conv, ssm, seq_idx = mamba2_step(

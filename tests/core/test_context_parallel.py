@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mamba_core import BackboneConfig, CausalLM, Mamba1Config, Mamba2Config, State
 from mamba_core.context_parallel import own_tokens, shard_sequence, sum_gradients, take
-from mamba_core.mixers import split
+from mamba_core.mixers import split_ops
 from mamba_core.segments import in_segments
 from tests.core.helpers import assert_same
 
@@ -135,7 +135,7 @@ def measure(case: Case, group: dist.ProcessGroup | None, rows: slice, own: list[
 def work(rank: int, folder: Path) -> None:
     """One of PROCESSES processes: all cases, and what goes wrong."""
     torch.set_num_threads(1)
-    split.BLOCK = 4  # several to a slice
+    split_ops.BLOCK = 4  # several to a slice
     dist.init_process_group(
         "gloo", store=dist.FileStore(str(folder / "meet"), PROCESSES), rank=rank, world_size=PROCESSES
     )

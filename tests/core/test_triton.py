@@ -8,7 +8,15 @@ import pytest
 
 pytest.importorskip("triton")
 
-CASES = {"ssd": 24, "selective_scan": 10, "causal_conv1d": 16, "gated_rms_norm": 20, "mamba2_inner": 6, "decode": 17}
+CASES = {
+    "ssd": 24,
+    "selective_scan": 10,
+    "causal_conv1d": 16,
+    "gated_rms_norm": 20,
+    "mamba2_inner": 6,
+    "context_parallel": 2,
+    "decode": 17,
+}
 
 
 @pytest.mark.parametrize("operation", CASES)

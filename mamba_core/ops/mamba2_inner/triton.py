@@ -5,6 +5,7 @@ C, dt] take the gradient of z; of y, which becomes that of x, B and C behind the
 and of dt.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,14 +53,15 @@ def forward(
     groups: int,
     eps: float,
     limit: tuple[float, float],
+    exchange: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The output (b, l, h p), the states, and for the backward y before the norm and the states within the sequence
-    (``ssd.triton.forward``)."""
+    (``ssd.triton.forward``, which takes ``exchange``)."""
     columns = Columns(len(norm_weight), len(conv_weight), len(A), groups)
     z, xBC, dt = columns.split(projected)
     xBC, conv = conv_kernels.forward(xBC, conv_weight, conv_bias, conv_state, seq_idx, True)
     x, B, C = columns.operands(xBC)
-    y, ssm, enter = ssd_kernels.forward(x, dt, A, B, C, D, dt_bias, ssm_state, seq_idx, True, limit)
+    y, ssm, enter = ssd_kernels.forward(x, dt, A, B, C, D, dt_bias, ssm_state, seq_idx, True, limit, exchange)
     y = y.flatten(-2)
     return norm_kernels.forward(y, z, norm_weight, eps, columns.inner // groups), conv, ssm, y, enter
 
@@ -80,7 +82,7 @@ def norm_backward(
 def scan_backward(
     grads: Tensor,
     grad_conv: Tensor,
-    grad_ssm: Tensor,
+    grad_ssm: Tensor | None,
     projected: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
@@ -93,9 +95,10 @@ def scan_backward(
     inner: int,
     groups: int,
     limit: tuple[float, float],
+    exchange: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """Complete ``grads`` of :func:`norm_backward`; the gradients of conv_weight, conv_bias, A, D, dt_bias, conv_state
-    and ssm_state in float32."""
+    and ssm_state in float32. ``exchange`` is for ``ssd.triton_backward.backward``."""
     columns = Columns(inner, len(conv_weight), len(A), groups)
     _, before, dt = columns.split(projected)
     _, d_xBC, d_dt = columns.split(grads)
@@ -103,7 +106,21 @@ def scan_backward(
     x, B, C = columns.operands(xBC)
     dx, dB, dC = columns.operands(d_xBC)
     _, _, dA, _, _, dD, dbias, dssm = ssd_gradients.backward(
-        dx, grad_ssm, x, dt, A, B, C, D, dt_bias, seq_idx, enter, True, limit, into=(dx, d_dt, dB, dC)
+        dx,
+        grad_ssm,
+        x,
+        dt,
+        A,
+        B,
+        C,
+        D,
+        dt_bias,
+        seq_idx,
+        enter,
+        True,
+        limit,
+        into=(dx, d_dt, dB, dC),
+        exchange=exchange,
     )
     del x, B, C, xBC
     _, dw, db, dconv = conv_gradients.backward(

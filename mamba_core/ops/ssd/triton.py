@@ -13,6 +13,7 @@ x, B and C are read twice, y is written once, no float32 state of a chunk goes t
 those of ``chunked.py``; exponents are in base 2. The cut depends on the shapes alone, so results do too.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -312,9 +313,13 @@ def forward(
     seq_idx: Tensor | None,
     softplus: bool,
     limit: tuple[float, float],
+    exchange: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs (b, l, h, p) in x's dtype, final state (b, h, p, n) in float32, and for the backward the states that
-    enter each segment (b, segments + 1, h, n, p)."""
+    enter each segment (b, segments + 1, h, n, p).
+
+    With ``exchange`` the initial state is what that returns, when it is told the final state from a zero state and what
+    the whole leaves of a state (b, h)."""
     b, l, h, p = x.shape
     g, n = B.shape[2:]
     x, B, C = inner_contiguous(x), inner_contiguous(B.to(x.dtype)), inner_contiguous(C.to(x.dtype))
@@ -335,6 +340,9 @@ def forward(
     )  # fmt: skip
     enter = torch.empty(b, cut.segments + 1, h, n, p, dtype=torch.float32, device=x.device)
     low = enter if x.dtype == torch.float32 else torch.empty(enter.shape, dtype=x.dtype, device=x.device)
+    if exchange is not None:
+        pass_states(local, kept, None, enter, low)
+        initial_state = exchange(enter[:, -1].mT, kept.prod(1))
     pass_states(local, kept, initial_state, enter, low)
     y = torch.empty(b, l, h, p, dtype=x.dtype, device=x.device)
     together = cut.heads_together(b, g, h // g, _PROGRAMS)

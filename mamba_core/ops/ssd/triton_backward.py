@@ -12,6 +12,8 @@ nothing of B's or C's size a head. 3 to 5 go through the sequence slab by slab, 
 bounded memory. The formulas are those of ``chunked.backward``.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -311,7 +313,7 @@ def _write_gradients(
 @on_device_of_first
 def backward(
     grad_y: Tensor,
-    grad_final: Tensor,
+    grad_final: Tensor | None,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -324,11 +326,14 @@ def backward(
     softplus: bool,
     limit: tuple[float, float],
     into: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    exchange: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, dt, A, B, C, D, dt_bias and the initial state, from the ``enter`` of ``triton.forward``.
 
     Those of x, B and C are in x's dtype, that of dt in its own, the others in float32. ``into`` gives memory for those
     of x, dt, B and C, in their shapes, strided but for the last dimension of x, B and C; the first may be ``grad_y``.
+    With ``exchange`` the gradient of the final state is what that returns, when it is told the gradient that the
+    initial state gets if that is 0.
     """
     b, l, h, p = x.shape
     g, n = B.shape[2:]
@@ -352,6 +357,9 @@ def backward(
         **sizes, **flags, **launch["segments"],
     )  # fmt: skip
     leave = torch.empty(b, cut.segments + 1, h, n, p, dtype=work, device=device)
+    if exchange is not None:
+        pass_states(local, kept, None, leave, leave, reverse=True)
+        grad_final = exchange(leave[:, 0].mT)
     pass_states(local, kept, grad_final, leave, leave, reverse=True)
     del local, kept
 
