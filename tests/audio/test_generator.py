@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from domains.audio.models.costs import flops_per_sample
 from domains.audio.models.generator import Generator, GeneratorConfig
+from domains.audio.models.pooling import Pooled
 from domains.audio.models.sampling import Sampler, draw, read_prompt
 from domains.audio.tokens import SILENCE
 from mamba_core import BackboneConfig, GraphedStep, Mamba2Config, S4DConfig, State, StreamPool, stream
@@ -240,3 +242,29 @@ def test_a_captured_block_draws_what_single_steps_draw() -> None:
     graphed = GraphedStep(model, state.clone())
     want, _ = model.step(levels(1)[:, 0].cuda(), state)
     assert torch.equal(graphed.step(levels(1)[:, 0]), want)
+
+
+def test_costs_count_each_stage_at_its_rate() -> None:
+    model = small()
+    stages = model.stages
+    inner = stages.inner
+    assert isinstance(inner, Pooled)
+
+    def numbers(*parts: torch.nn.Module) -> int:
+        return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+    state = model.init_state(1)
+    ssm = {name: tensor.numel() for name, tensor in state.items() if name.endswith("ssm")}
+    at = {
+        1: [model.head, stages.outer],
+        4: [stages.down, stages.up, inner.outer],
+        8: [inner.down, inner.up, inner.inner],
+    }
+    elements = {
+        1: sum(n for name, n in ssm.items() if name.startswith("outer")),
+        4: sum(n for name, n in ssm.items() if name.startswith("inner.outer")),
+        8: sum(n for name, n in ssm.items() if name.startswith("inner.inner")),
+    }
+    assert sum(elements.values()) == sum(ssm.values())
+    want = 3 * sum((2 * numbers(*parts) + 5 * elements[rate]) / rate for rate, parts in at.items())
+    assert flops_per_sample(model) == pytest.approx(want)

@@ -56,7 +56,7 @@ class Slots:
     def left_over(self, laid: Tensor) -> Tensor:
         """The samples of each row's unfinished block: (b, pool - 1, d), 0 where there is none yet."""
         places = self._last_block() * self.pool + torch.arange(self.pool - 1, device=laid.device)
-        return _take(laid, places).masked_fill(~self._before(self.next_phase())[..., None], 0.0)
+        return take(laid, places).masked_fill(~self._before(self.next_phase())[..., None], 0.0)
 
     def next_phase(self) -> Tensor:
         """(b,) int64: samples of the unfinished block."""
@@ -76,14 +76,14 @@ class Slots:
             self.slot + 1
         )  # a block is known from its last sample on: its places lie pool - 1 later, behind the state's
         own = _owners(documents).gather(1, at // self.pool) == self.run
-        return _take(known, at).masked_fill(~own[..., None], 0.0)
+        return take(known, at).masked_fill(~own[..., None], 0.0)
 
     def latest(self, known: Tensor, documents: Tensor) -> Tensor:
         """What is known at the end, (b, pool, d): of the last document's latest full block, 0 before any."""
         block = self._last_block()
         places = block * self.pool + torch.arange(self.pool, device=known.device)
         stale = _owners(documents).gather(1, block) != self.run[:, -1:]
-        return _take(known, places).masked_fill(stale[..., None], 0.0)
+        return take(known, places).masked_fill(stale[..., None], 0.0)
 
     def _last_block(self) -> Tensor:
         """(b, 1): the unfinished block."""
@@ -103,6 +103,6 @@ def _owners(documents: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(documents[:, :1]), documents], dim=1)
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
+def take(x: Tensor, index: Tensor) -> Tensor:
     """x (b, n, d) at index (b, k): (b, k, d)."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
