@@ -16,6 +16,7 @@ from domains.genomics.data import (
 )
 from domains.genomics.splits import Region
 from domains.genomics.tokens import BOS, N, decode, encode, reverse_complement
+from domains.parallel import Share
 from tests.genomics.genomes import make_store, random_bases
 
 GENOME = {
@@ -239,3 +240,52 @@ def test_batches_travel_to_worker_processes(store):
     sent = pickle.dumps(batches)
     assert len(sent) < 5000
     assert equal(pickle.loads(sent)[7], batches[7])
+
+
+class Counted:
+    """Bases of a genome that says how many were read."""
+
+    def __init__(self, raw):
+        self.raw, self.read = raw, 0
+
+    def __getitem__(self, at):
+        self.read += at.stop - at.start
+        return self.raw[at]
+
+
+@pytest.mark.parametrize("segment", [None, 8])
+def test_shares_add_up_to_the_batch_and_read_no_more(tmp_path, segment):
+    letters = list(random_bases(900, 5))
+    letters[100:400] = "".join(letters[100:400]).lower()
+    store = make_store(tmp_path, {"a": "".join(letters)})
+    data, regions = config(soft_mask_weight=0.25), [Region("a", 0, 900)]
+    whole = TrainBatches(store, regions, data, 3, 1, 0)
+    assert len({float(weight) for weight in whole[0]["weights"].unique()}) == 2
+    count = store.raw = Counted(store.raw)
+    got = {name: torch.empty_like(tensor) for name, tensor in whole[1].items()}
+    for group in range(2):
+        for place in range(2):
+            share = Share(group, 2, place, 2, segment)
+            before = count.read
+            part = TrainBatches(store, regions, data, 3, 1, 0, share)[1]
+            parts = share.tokens(64)
+            assert count.read - before <= 2 * (32 + len(parts))
+            columns = torch.cat([torch.arange(64)[own] for own in parts])
+            for name, tensor in part.items():
+                got[name][share.rows(4), columns] = tensor
+    assert equal(whole[1], got)
+
+
+def test_a_share_without_a_row_counts_in_no_loss(store):
+    batches = ValidationBatches(store, WHOLE, config(validation_tokens=64), Share(group=0, groups=2, places=2))
+    assert (batches[0]["targets"] == IGNORE).all()
+    other = ValidationBatches(store, WHOLE, config(validation_tokens=64), Share(group=1, groups=2, places=2))
+    assert (other[0]["targets"] != IGNORE).any()
+    assert batches[0]["inputs"].shape == other[0]["inputs"].shape == (1, 32)
+
+
+def test_windows_that_cannot_be_shared(store):
+    with pytest.raises(UserError, match=r"trainer.context_parallel=3: does not divide windows of 64 tokens"):
+        TrainBatches(store, WHOLE, config(), 3, 1, 0, Share(places=3))
+    with pytest.raises(UserError, match="cannot share the 4 windows of 64 tokens in a batch evenly"):
+        TrainBatches(store, WHOLE, config(), 3, 1, 0, Share(groups=3))
