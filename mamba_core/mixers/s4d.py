@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, resume
 from mamba_core.ops.arguments import working_dtype
-from mamba_core.ops.s4d import s4d, s4d_step
+from mamba_core.ops.decode import s4d_step
+from mamba_core.ops.s4d import s4d
 from mamba_core.state import State
 
 INITS = ("lin", "inv")
@@ -57,12 +58,15 @@ class S4D(Mixer):
     def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
         state = self.init_state(x.shape[0], x.device) if state is None else state
         state, last = resume(state, seq_idx)
-        y, ssm = s4d(x, self.log_dt.exp(), self.poles(), self.C, self.D, state["ssm"], seq_idx)
-        return self._gated(y), State({"ssm": ssm, "seq_idx": last})
+        y, ssm = s4d(x, self.log_dt.double().exp(), self.poles(), self.C, self.D, state["ssm"], seq_idx)
+        return self._gated(F.gelu(y)), State({"ssm": ssm, "seq_idx": last})
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, ssm = s4d_step(x, self.log_dt.exp(), self.poles(), self.C, self.D, state["ssm"])
-        return self._gated(y), State({"ssm": ssm, "seq_idx": state["seq_idx"].clamp(min=0)})
+        return self._step(x, state, in_place=False)
+
+    @torch.no_grad()
+    def step_(self, x: Tensor, state: State) -> Tensor:
+        return self._step(x, state, in_place=True)[0]
 
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
         device = device or self.A_log.device
@@ -77,8 +81,22 @@ class S4D(Mixer):
         """A of each channel's pairs, real and imaginary parts: (d_model, d_state / 2, 2)."""
         return torch.stack([-self.A_log.exp(), self.A_imag], dim=-1)
 
+    def _step(self, x: Tensor, state: State, in_place: bool) -> tuple[Tensor, State]:
+        y, ssm, seq_idx = s4d_step(
+            x,
+            self.log_dt,
+            self.A_log,
+            self.A_imag,
+            self.C,
+            self.D,
+            state["ssm"],
+            state["seq_idx"],
+            in_place=in_place,
+        )
+        return self._gated(y), State({"ssm": ssm, "seq_idx": seq_idx})
+
     def _gated(self, y: Tensor) -> Tensor:
-        return F.glu(self.out_proj(F.gelu(y)), dim=-1)
+        return F.glu(self.out_proj(y), dim=-1)
 
 
 def _imaginary(config: S4DConfig) -> Tensor:

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from mamba_core.ops import decode
 from tests.core.helpers import assert_same, poisoned
-from tests.core.steps import conv_step_arguments, mamba2_step_arguments, named, selective_scan_step_arguments
+from tests.core.steps import (
+    conv_step_arguments,
+    mamba2_step_arguments,
+    named,
+    s4d_step_arguments,
+    selective_scan_step_arguments,
+)
 
 MAMBA2 = [  # batch, heads, headdim, groups, d_state, width
     (2, 2, 16, 1, 16, 4),
@@ -23,6 +29,7 @@ MAMBA2 = [  # batch, heads, headdim, groups, d_state, width
     (1, 2, 32, 1, 256, 1),
 ]
 SCAN = [(2, 40, 16), (1, 70, 5), (2, 33, 128)]  # batch, channels, d_state
+S4D = [(2, 40, 8), (1, 3, 32), (2, 9, 5)]  # batch, channels, pairs
 CONV = [(2, 300, 4), (1, 70, 3), (3, 33, 2), (2, 5, 1)]  # batch, channels, width
 LIMITS = ((0.0, float("inf")), (0.2, 0.8))
 
@@ -56,6 +63,8 @@ def main() -> int:
     for sizes in SCAN:
         for limit in LIMITS:
             compare("selective_scan_step", selective_scan_step_arguments(*sizes), dt_limit=limit)
+    for sizes in S4D:
+        compare("s4d_step", s4d_step_arguments(*sizes))
     for sizes in CONV:
         compare("conv_step", conv_step_arguments(*sizes))
     return 0

@@ -46,7 +46,22 @@ def mamba2_step_arguments(
     return {**arguments, "seq_idx": torch.arange(batch) - 1}
 
 
+def s4d_step_arguments(batch: int, channels: int, pairs: int) -> dict[str, Tensor]:
+    """Random float64 arguments of decode.s4d_step, the inputs a slice of something wider; slow and fast poles."""
+    return {
+        "x": torch.randn(batch, channels + 3, dtype=torch.float64)[:, 1:-2],
+        "log_dt": torch.rand(channels, dtype=torch.float64) * 4 - 7,
+        "A_log": torch.randn(channels, pairs, dtype=torch.float64),
+        "A_imag": torch.arange(pairs, dtype=torch.float64).mul(3).repeat(channels, 1),
+        "C": torch.randn(channels, pairs, 2, dtype=torch.float64),
+        "D": torch.randn(channels, dtype=torch.float64),
+        "ssm": torch.randn(batch, channels, pairs, 2, dtype=torch.float64),
+        "seq_idx": torch.arange(batch) - 1,
+    }
+
+
 STEP_RESULTS = {
+    "s4d_step": ("y", "ssm", "seq_idx"),
     "conv_step": ("y", "tail"),
     "selective_scan_step": ("y", "ssm", "seq_idx"),
     "mamba2_step": ("y", "conv", "ssm", "seq_idx"),

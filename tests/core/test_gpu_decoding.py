@@ -16,6 +16,7 @@ from tests.core.steps import (
     conv_step_arguments,
     mamba2_step_arguments,
     named,
+    s4d_step_arguments,
     selective_scan_step_arguments,
 )
 
@@ -25,6 +26,7 @@ ACTIVATIONS = ("projected", "x", "dt", "B", "C", "z")
 ARGUMENTS = {
     "conv_step": (conv_step_arguments, [(1792, 4), (70, 3), (33, 2), (5, 1)]),  # channels, width
     "selective_scan_step": (selective_scan_step_arguments, [(1536, 16), (70, 5), (33, 256)]),  # channels, d_state
+    "s4d_step": (s4d_step_arguments, [(64, 32), (70, 5), (3, 128)]),  # channels, pairs
     "mamba2_step": (  # heads, headdim, groups, d_state, width
         mamba2_step_arguments,
         [(32, 64, 1, 128, 4), (4, 128, 2, 16, 3), (6, 33, 3, 100, 2), (2, 32, 1, 256, 1)],
@@ -70,7 +72,7 @@ def test_steps(op: str, dtype: torch.dtype, batch: int) -> None:
     torch.manual_seed(0)
     make, sizes = ARGUMENTS[op]
     for index, size in enumerate(sizes):
-        options = {} if op == "conv_step" else {"dt_limit": LIMITS[index % 2]}
+        options = {} if op in ("conv_step", "s4d_step") else {"dt_limit": LIMITS[index % 2]}
         check(op, placed(make(batch, *size), dtype), **options)
 
 
@@ -95,7 +97,7 @@ def test_opcheck_and_compile(op: str) -> None:
     low, function = placed(make(3, *sizes[0]), torch.float32), getattr(decode, op)
     state = state_of(op, low)
     rest = [t for name, t in low.items() if name not in state]
-    numbers = {"conv_step": (), "selective_scan_step": LIMITS[0], "mamba2_step": (1e-5, *LIMITS[0])}[op]
+    numbers = {"selective_scan_step": LIMITS[0], "mamba2_step": (1e-5, *LIMITS[0])}.get(op, ())
     operator = getattr(torch.ops.mamba_core, f"{op}_triton").default
     torch.library.opcheck(operator, (*rest, *numbers, *state.values()))
     compiled = torch.compile(function, fullgraph=True)

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from mamba_core import BackboneConfig, S4DConfig
 from mamba_core.mixers import S4D
-from mamba_core.ops.s4d import chunked, s4d, s4d_step
-from tests.core.helpers import assert_same, gradients, pack
+from mamba_core.ops import decode
+from mamba_core.ops.s4d import chunked, s4d
+from tests.core.helpers import DEVICE, assert_same, documents, gradients, leaves, pack
+from tests.core.steps import named, s4d_step_arguments
 
 
 def inputs(length: int, channels: int = 3, pairs: int = 4) -> dict[str, Tensor]:
@@ -86,14 +88,13 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.mamba_core.s4d_documents.default, (x, toeplitz, number))
 
 
-def test_step_equals_the_sequence() -> None:
-    tensors = {name: tensor.detach() for name, tensor in inputs(70).items()}
-    want, final = s4d(**tensors)
-    state, x = tensors.pop("initial_state"), tensors.pop("x")
-    for t in range(70):
-        y, state = s4d_step(x[:, t], **tensors, state=state)
-        assert (y - want[:, t]).abs().max() < 1e-12
-    assert (state - final).abs().max() < 1e-12
+def test_step_is_the_sequence_of_one_token_and_gelu() -> None:
+    arguments = s4d_step_arguments(3, 6, 4)
+    x, log_dt, A_log, A_imag, C, D, ssm, seq_idx = arguments.values()
+    poles = torch.stack([-A_log.exp(), A_imag], dim=-1)
+    y, after = s4d(x[:, None], log_dt.exp(), poles, C, D, ssm, path="reference")
+    want = {"y": torch.nn.functional.gelu(y[:, 0]), "ssm": after, "seq_idx": seq_idx.clamp(min=0)}
+    assert_same(want, named("s4d_step", decode.s4d_step(**arguments)))
 
 
 def test_float32_and_bfloat16_inputs() -> None:
@@ -171,3 +172,29 @@ def test_nonsense_is_refused() -> None:
         s4d(**arguments | {"x": arguments["x"][:, :0]})
     with pytest.raises(ValueError, match="unknown path"):
         s4d(**arguments, path="fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("length", [1, 130, 1000])
+def test_on_a_gpu(length: int, packed: bool) -> None:
+    seq_idx = documents(length, packed)
+    exact = leaves({name: tensor.to(DEVICE) for name, tensor in inputs(length).items()})
+    want = gradients(s4d, exact, seq_idx=seq_idx, path="reference")
+    assert_same(want, gradients(s4d, exact, seq_idx=seq_idx))
+    low = leaves({name: tensor.float() for name, tensor in exact.items()})
+    assert_same(want, gradients(s4d, low, seq_idx=seq_idx), 1e-4)
+
+
+@pytest.mark.gpu
+def test_steps_on_a_gpu_keep_the_phase_of_slow_poles() -> None:
+    torch.manual_seed(0)
+    mixer = S4DConfig().build(64, 1e-5).cuda()
+    x = torch.randn(2, 2000, 64, device=DEVICE)
+    with torch.no_grad():
+        y, state = mixer(x)
+        stepped = mixer.init_state(2)
+        for t in range(2000):
+            last = mixer.step_(x[:, t], stepped)
+    assert (last - y[:, -1]).abs().max() < 1e-4 * y.abs().max()
+    assert (stepped["ssm"] - state["ssm"]).abs().max() < 1e-4 * state["ssm"].abs().max()

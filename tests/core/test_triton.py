@@ -15,7 +15,7 @@ CASES = {
     "gated_rms_norm": 20,
     "mamba2_inner": 6,
     "context_parallel": 2,
-    "decode": 17,
+    "decode": 20,
 }
 
 

@@ -17,7 +17,7 @@ from mamba_core.ops import paths
 from mamba_core.ops.arguments import check_arguments, check_extent, check_limit
 from mamba_core.ops.decode import operators, reference
 
-__all__ = ["conv_step", "mamba2_step", "selective_scan_step"]
+__all__ = ["conv_step", "mamba2_step", "s4d_step", "selective_scan_step"]
 
 
 def conv_step(
@@ -200,6 +200,58 @@ def mamba2_step(
         path,
     )
     return y, after[0], after[1], after[2]
+
+
+def s4d_step(
+    x: Tensor,
+    log_dt: Tensor,
+    A_log: Tensor,
+    A_imag: Tensor,
+    C: Tensor,
+    D: Tensor,
+    ssm: Tensor,
+    seq_idx: Tensor,
+    *,
+    in_place: bool = False,
+    path: paths.Path | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One token of :func:`mamba_core.ops.s4d.s4d` (Gu et al. 2022, arXiv:2206.11893), and gelu of what it gives.
+
+    Args:
+        x: (b, h) any floating dtype; may be strided.
+        log_dt: (h,) logarithms of the time steps.
+        A_log: (h, n), A_imag: (h, n): the poles are -exp(A_log) + i A_imag.
+        C: (h, n, 2) output weights. D: (h,) skip weight.
+        ssm: (b, h, n, 2) state.
+        seq_idx: (b,) integer index of the last document; -1, no token yet, becomes 0.
+        in_place: write the new state over ``ssm`` and ``seq_idx``.
+        path: force "reference" or "triton".
+
+    Returns:
+        y (b, h) in x's dtype, and ssm and seq_idx after it.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not belong together, or a path that cannot run here.
+    """
+    b, h = x.shape
+    n = A_log.shape[-1]
+    check_extent("s4d_step", b, 1)
+    check_arguments(
+        "s4d_step",
+        x.device,
+        {
+            "log_dt": (log_dt, (h,)),
+            "A_log": (A_log, (h, n)),
+            "A_imag": (A_imag, (h, n)),
+            "C": (C, (h, n, 2)),
+            "D": (D, (h,)),
+            "ssm": (ssm, (b, h, n, 2)),
+            "seq_idx": (seq_idx, (b,)),
+        },
+    )
+    inputs = (x, log_dt, A_log, A_imag, C, D)
+    y, *after = _advance("s4d_step", reference.s4d_step, operators.s4d_step, inputs, (ssm, seq_idx), in_place, path)
+    return y, after[0], after[1]
 
 
 def _advance(

@@ -41,6 +41,20 @@ def _(x, dt, B, C, z, A_log, D, dt_bias, dt_min, dt_max, ssm, seq_idx):  # type:
     return x.new_empty(x.shape)
 
 
+@torch.library.custom_op("mamba_core::s4d_step_triton", mutates_args=("ssm", "seq_idx"))
+def s4d_step(
+    x: Tensor, log_dt: Tensor, A_log: Tensor, A_imag: Tensor, C: Tensor, D: Tensor, ssm: Tensor, seq_idx: Tensor
+) -> Tensor:
+    from mamba_core.ops.s4d import triton
+
+    return triton.s4d_step(x, log_dt, A_log, A_imag, C, D, ssm, seq_idx)
+
+
+@s4d_step.register_fake
+def _(x, log_dt, A_log, A_imag, C, D, ssm, seq_idx):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape)
+
+
 @torch.library.custom_op("mamba_core::mamba2_step_triton", mutates_args=("conv", "ssm", "seq_idx"))
 def mamba2_step(
     projected: Tensor,

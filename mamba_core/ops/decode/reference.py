@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_core.ops.gated_rms_norm import gated_rms_norm
+from mamba_core.ops.s4d.reference import as_complex, discretise
 
 
 def conv_step(x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,6 +71,19 @@ def mamba2_step(
     y = torch.addcmul(_read(after, C), x, D.to(ssm.dtype)[:, None])
     y = gated_rms_norm(y.flatten(-2).to(z.dtype), z, norm_weight, norm_eps, inner // groups)
     return y, tail, after, seq_idx.clamp(min=0)
+
+
+def s4d_step(
+    x: Tensor, log_dt: Tensor, A_log: Tensor, A_imag: Tensor, C: Tensor, D: Tensor, ssm: Tensor, seq_idx: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`mamba_core.ops.decode.s4d_step`."""
+    state = torch.view_as_complex(ssm.contiguous())
+    A = as_complex(torch.stack([_A(A_log), A_imag], dim=-1))
+    decay, B = (t.to(state.dtype) for t in discretise(log_dt.double().exp(), A))
+    x_ = x.to(ssm.dtype)
+    after = decay * state + B * x_[..., None]
+    y = 2 * (as_complex(C).to(state.dtype) * after).sum(-1).real + D.to(ssm.dtype) * x_
+    return F.gelu(y).to(x.dtype), torch.view_as_real(after), seq_idx.clamp(min=0)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from mamba_core.ops.arguments import Wanted, check_arguments, check_extent
 from mamba_core.ops.s4d import chunked
-from mamba_core.ops.s4d.reference import s4d_reference, s4d_step_reference
+from mamba_core.ops.s4d.reference import s4d_reference
 
-__all__ = ["s4d", "s4d_step"]
+__all__ = ["s4d"]
 
 Path = Literal["reference", "chunked"]
 
@@ -69,11 +69,3 @@ def s4d(
     function = s4d_reference if path == "reference" else chunked.s4d_chunked
     with torch.autocast(x.device.type, enabled=False):
         return function(x, dt, A, C, D, initial_state, seq_idx)
-
-
-def s4d_step(x: Tensor, dt: Tensor, A: Tensor, C: Tensor, D: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One token of each row: x (b, h), state (b, h, n, 2) -> y (b, h) in x's dtype, and the new state.
-
-    Arithmetic is in the dtype of the state. The other arguments are those of :func:`s4d`.
-    """
-    return s4d_step_reference(x, dt, A, C, D, state)

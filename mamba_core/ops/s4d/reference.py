@@ -51,17 +51,3 @@ def s4d_reference(
         state = after
         ys.append(y)
     return torch.stack(ys, dim=1).to(x.dtype), torch.view_as_real(state)
-
-
-def s4d_step_reference(
-    x: Tensor, dt: Tensor, A: Tensor, C: Tensor, D: Tensor | None, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Same arguments and results as :func:`mamba_core.ops.s4d.s4d_step`; differentiable by autograd."""
-    h = torch.view_as_complex(state.contiguous())
-    decay, B = (t.to(h.dtype) for t in discretise(dt.double(), as_complex(A)))
-    x_ = x.to(state.dtype)
-    after = decay * h + B * x_[..., None]
-    y = 2 * (as_complex(C).to(h.dtype) * after).sum(-1).real
-    if D is not None:
-        y = y + D.to(state.dtype) * x_
-    return y.to(x.dtype), torch.view_as_real(after)
