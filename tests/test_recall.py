@@ -43,10 +43,10 @@ def test_every_answer_is_the_value_behind_the_key(name: str) -> None:
 def test_texts_grow_from_short_to_long_and_from_fewer_pairs() -> None:
     plan = Plan(steps=400, longest=4096)
     drawn = list(recall.texts(TASKS["recall"], plan, torch.Generator().manual_seed(0)))
-    assert {length for length, _ in drawn[:80]} == {32}
-    assert {length for length, _ in drawn[280::4]} == {4096}
+    assert {length for length, _ in drawn[:160]} == {32}
+    assert {length for length, _ in drawn[320::4]} == {4096}
     assert all(32 <= length <= 4096 and length % 16 == 0 for length, _ in drawn)
-    assert len({length for length, _ in drawn[281:]}) > 20
+    assert len({length for length, _ in drawn[321:]}) > 20
     assert {pairs for _, pairs in drawn[::2]} == {8}
     assert {pairs for _, pairs in drawn[1::2]} == set(range(1, 9))
 
