@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from domains.config import MANY, check_range
+from domains.config import MANY, check_range, check_seed
 from domains.errors import UserError
 from domains.hardware import choose_device
 from domains.manifest import disk_errors
@@ -44,7 +44,7 @@ class Forecasted:
         series, rows: how many series were forecast, and how many new rows were read.
         repeated: rows that had been absorbed before.
         unseen: series with new rows that the model was not trained on.
-        files: written now, names relative to ``out``.
+        files: of forecasts, written now, names relative to ``out``. paths: of sampled paths.
         rejects: number of series set aside, by reason and some of their names.
         forgotten: series of the states that a reread dropped which the table does not have.
     """
@@ -55,6 +55,7 @@ class Forecasted:
     repeated: int = 0
     unseen: int = 0
     files: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     rejects: dict[str, int] = field(default_factory=dict)
     forgotten: list[str] = field(default_factory=list)
 
@@ -106,6 +107,9 @@ def check_config(config: ForecastConfig) -> None:
     check_range("rows_at_once", config.rows_at_once, 1, MANY)
     check_range("chunk", config.chunk, 1, MANY)
     check_range("workers", config.workers, 1, MANY)
+    check_range("paths", config.paths, 0, 100_000)
+    check_range("path_steps", config.path_steps, 1, 10_000)
+    check_seed(config.seed)
     check_range("compare_rows", config.compare_rows, _USUAL, MANY)
     check_range("calibration_window", config.calibration_window, 1, 100_000)
     if config.calibrate not in CALIBRATIONS:
@@ -210,7 +214,8 @@ def _commit(
         result.rows += one.rows
         result.repeated += one.repeated
         result.unseen += one.unseen
-        result.files += [written.name for written in one.files]
+        result.files += [written.file for written in one.files]
+        result.paths += [written.file for written in one.paths]
     rejects = [reject for one in done for reject in one.rejects]
     result.rejects = _by_reason(rejects)
     changed = {one.shard: one.state for one in done if one.state is not None}
@@ -223,7 +228,8 @@ def _commit(
             "model": loaded.hash[:16],
             "series": result.series,
             "rows": result.rows,
-            "forecasts": [{"file": name, "sha256": sha256} for one in done for name, sha256 in one.files],
+            "forecasts": [file._asdict() for one in done for file in one.files],
+            "paths": [file._asdict() for one in done for file in one.paths],
         }
         folder.commit(changed, run, output.is_listed)
         result.forgotten = sorted(earlier - set(store.names))

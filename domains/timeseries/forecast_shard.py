@@ -20,6 +20,7 @@ from domains.timeseries.config import LEVELS, ForecastConfig
 from domains.timeseries.data import WARM_UP
 from domains.timeseries.given import Given, compare, observed_rows
 from domains.timeseries.output import ForecastTable, Reject, Written
+from domains.timeseries.paths import Ending, write_paths
 from domains.timeseries.scaler import Scaler
 from domains.timeseries.states import Shard, Stored
 from domains.timeseries.store import SeriesStore
@@ -76,7 +77,7 @@ class ShardDone:
     Attributes:
         shard: its number.
         state: the new state file; None when no series had new rows.
-        files: of forecasts.
+        files: of forecasts. paths: of sampled paths.
         series, rows: how many series were forecast, and how many new rows were read.
         repeated: rows that had been absorbed before.
         unseen: series with new rows that the model was not trained on.
@@ -86,6 +87,7 @@ class ShardDone:
     shard: int
     state: Stored | None = None
     files: tuple[Written, ...] = ()
+    paths: tuple[Written, ...] = ()
     series: int = 0
     rows: int = 0
     repeated: int = 0
@@ -118,6 +120,7 @@ def forecast_shard(job: ShardJob, loaded: LoadedModel, store: SeriesStore) -> Sh
     repeated = sum(one.repeated for one in given if not one.problem)
     new = [one for one in given if one.fresh]
     files: tuple[Written, ...] = ()
+    paths: tuple[Written, ...] = ()
     state = None
     forecast = 0
     if new:
@@ -129,10 +132,15 @@ def forecast_shard(job: ShardJob, loaded: LoadedModel, store: SeriesStore) -> Sh
             table = ForecastTable.joined(tables)
             files = table.write(Path(job.out), job.shard, job.generation, loaded.hash[:16])
             forecast = len(table.series)
+        if job.config.paths:
+            config = job.config
+            endings = [ending for part in parts for ending in _endings(part)]
+            where = f"{job.shard:05d}-{job.generation:08d}"
+            paths = write_paths(Path(job.out), endings, loaded, config.path_steps, config.paths, config.seed, where)
         state = shard.save(Path(job.state))
     rows = sum(one.fresh for one in new)
     unseen = len({one.name for one in new} - set(loaded.series))
-    return ShardDone(job.shard, state, files, forecast, rows, repeated, unseen, _set_aside(given, shard))
+    return ShardDone(job.shard, state, files, paths, forecast, rows, repeated, unseen, _set_aside(given, shard))
 
 
 def ahead_of(rows: Rows, count: int, scaler: Scaler, before: np.ndarray, steps: int = 0) -> Rows:
@@ -246,7 +254,8 @@ def _advance(batch: list[Given], shard: Shard, loaded: LoadedModel, config: Fore
             recent.append(Recent.of(stretch.rows, found, *(values[part] for values in made)))
     last = []
     for one, (rows, count, _) in zip(batch, stretches, strict=True):
-        last.append(Stretch(ahead_of(rows, count, scaler, one.absorbed.times), count, np.array([count - 1])))
+        ahead = ahead_of(rows, count, scaler, one.absorbed.times, config.path_steps if config.paths else 0)
+        last.append(Stretch(ahead, count, np.array([count - 1])))
     said = say(model, scaler, last, seen, history[ends - 1])
     counts = np.array([one.fresh for one in batch]) - first
     trailing = advanced(model, scaler, before, Recent.cat(recent), counts, first)
@@ -270,6 +279,14 @@ def _forecast(part: _Advanced, loaded: LoadedModel, config: ForecastConfig) -> F
     stretches, said = [part.stretches[i] for i in ripe], [part.said[i] for i in ripe]
     last = np.array([part.carried.running[i].y for i in ripe])
     return tabulate(names, stretches, said, last, loaded, config.calibrate != "none")
+
+
+def _endings(part: _Advanced) -> Iterator[Ending]:
+    """Where the series that are ripe end."""
+    for i, (one, running) in enumerate(zip(part.batch, part.carried.running, strict=True)):
+        if is_ripe(running):
+            said, ahead = part.said[i], part.stretches[i].rows.part(slice(part.stretches[i].new, None))
+            yield Ending(one.name, running, part.carried.state.rows([i]), said.raw[0], said.spread[0], ahead)
 
 
 def _before(batch: list[Given], shard: Shard, loaded: LoadedModel, window: int) -> tuple[Carried, Trailing]:

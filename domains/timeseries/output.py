@@ -37,9 +37,9 @@ _REJECTS = re.compile(r"(\d{8})-[0-9a-f]{8}\.parquet")
 
 
 class Written(NamedTuple):
-    """A file of forecasts: its name relative to the output folder."""
+    """A file of forecasts or paths: its name relative to the output folder."""
 
-    name: str
+    file: str
     sha256: str
 
 
@@ -116,6 +116,41 @@ class ForecastTable:
             (out / name).parent.mkdir(exist_ok=True)
             written.append(Written(name, _write_frame(frame, out / name)))
         return tuple(written)
+
+
+@dataclass(frozen=True)
+class PathTable:
+    """Sampled paths of n series with cut-offs on the same day.
+
+    Attributes:
+        series: n names.
+        cutoff: int64 (n,), stamp of the last known row, microseconds. stamps: int64 (n, s), of the steps.
+        values: float64 (n, c, s), c paths of each series, in units of the observations.
+    """
+
+    series: list[str]
+    cutoff: np.ndarray
+    stamps: np.ndarray
+    values: np.ndarray
+
+    def write(self, out: Path, part: str, model: str) -> Written:
+        """A Parquet file in the folder of the date (UTC), with the version of the model in the column ``model``."""
+        import polars as pl
+
+        n, count, steps = self.values.shape
+        numbers = {
+            "cutoff": self.cutoff.repeat(count * steps),
+            "path": np.tile(np.arange(count).repeat(steps), n),
+            "step": np.tile(np.arange(1, steps + 1), n * count),
+            "stamp": self.stamps.repeat(count, axis=0).ravel(),
+            "value": self.values.ravel(),
+        }
+        names = pl.Series("series", self.series, dtype=pl.String)[np.arange(n).repeat(count * steps)]
+        stamps = [pl.col(name).cast(pl.Datetime("us", "UTC")) for name in ("cutoff", "stamp")]
+        frame = pl.DataFrame([names]).with_columns(*(pl.Series(name, column) for name, column in numbers.items()))
+        name = f"paths/cutoff={for_people(int(self.cutoff[0]))[:10]}/part-{part}.parquet"
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        return Written(name, _write_frame(frame.with_columns(*stamps, pl.lit(model).alias("model")), out / name))
 
 
 @dataclass

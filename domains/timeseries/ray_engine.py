@@ -83,7 +83,7 @@ def _done(values: dict[str, Any]) -> ShardDone:
         **{
             **values,
             "state": None if state is None else Stored(*state),
-            "files": tuple(Written(*file) for file in values["files"]),
+            **{name: tuple(Written(*file) for file in values[name]) for name in ("files", "paths")},
             "rejects": tuple(Reject(*reject) for reject in values["rejects"]),
         }
     )

@@ -119,6 +119,14 @@ def say(
     ]
 
 
+def read_row(model: Forecaster, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+    """One more row of each series: inputs float (b, features) to what the backbone makes of it, (b, d_model)."""
+    if _can_step(model):
+        return model.backbone.step(model.embed(inputs), state)
+    hidden, state = model.read(inputs[:, None], state)
+    return hidden[:, 0], state
+
+
 def walk_series(
     model: Forecaster, scaler: Scaler, store: SeriesStore, series: int, cutoffs: np.ndarray, chunk: int
 ) -> Said:
@@ -156,7 +164,7 @@ def _read(
     lengths = np.array([len(rows) for rows in inputs])
     order = np.argsort(lengths, kind="stable")
     groups = [order]
-    if lengths.max() <= _STEPS and all(block.mixer.capabilities.steps for _, block in model.backbone.blocks()):
+    if lengths.max() <= _STEPS and _can_step(model):
         chunk = 1
     elif next(model.parameters()).device.type == "cpu":
         groups = np.array_split(order, -(-len(order) // _SERIES))
@@ -198,8 +206,12 @@ def _read_group(
     return kept, State.cat([*ended, state])
 
 
+def _can_step(model: Forecaster) -> bool:
+    return all(block.mixer.capabilities.steps for _, block in model.backbone.blocks())
+
+
 def _one_step(model: Forecaster, block: Tensor, state: State) -> tuple[Tensor, State]:
-    hidden, state = model.backbone.step(model.embed(block[:, 0]), state)
+    hidden, state = read_row(model, block[:, 0], state)
     return hidden[:, None], state
 
 

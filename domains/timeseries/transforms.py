@@ -20,6 +20,7 @@ from domains.timeseries.history import increments
 
 BANK = len(DECAYS) + len(DOWN_DECAYS)  # running mean squares
 TRENDS = (0.8, 0.97)  # decays of the running means
+MOVES = 5 + BANK + len(TRENDS)  # inputs of a row that observations decide
 COVARIATE_DECAY = 0.999
 _DAY = 86_400_000_000  # microseconds
 _LARGEST = 6.0  # logarithms of ratios beyond this say no more
@@ -129,7 +130,7 @@ class Seen(NamedTuple):
 
 def feature_count(past: int, future: int, static: int) -> int:
     """Numbers that a model gets with each row."""
-    return BANK + len(TRENDS) + 5 + 6 + past + future + static
+    return MOVES + 6 + past + future + static
 
 
 def see(rows: Rows, kind: str, clock: Clock, before: Running) -> tuple[Seen, Running]:
@@ -146,16 +147,14 @@ def see(rows: Rows, kind: str, clock: Clock, before: Running) -> tuple[Seen, Run
     squares, last_squares = _mean_squares(moves, known, count, before.squares)
     means, last_means = _running(moves, TRENDS, before.means, known, count)
     level, last_y = _last_known(rows.y, before.y)
-    floor = _SMALLEST * (np.maximum(np.nan_to_num(np.abs(level)), 1e-30) if kind == "level" else 1.0)
-    expected = (squares * clock.memory).sum(axis=1)  # row by row: a product of matrices would round by their size
-    scale = np.maximum(np.sqrt(expected), floor)
+    scale = scale_of(squares, level, kind, clock)
+    first = rows.time[0] if before.time is None else before.time
+    gaps = np.diff(rows.time, prepend=first) / 1e6
     covariates = np.concatenate([rows.past, rows.future], axis=1).astype(np.float64)
     mean, spread, sums, seen = _standard(covariates, before)
     inputs = np.concatenate(
         [
-            _moves(x, rows, scale, clock, count, before),
-            _ratios(squares, scale),
-            np.clip(means / scale[:, None], -_LARGEST, _LARGEST),
+            move_features(x, clock.of(rows.time, rows.offset), gaps, count, squares, means, scale),
             harmonics(rows.time, rows.offset),
             np.nan_to_num(np.clip((covariates - mean) / spread, -_LARGEST, _LARGEST)),
             np.broadcast_to(np.arcsinh(np.nan_to_num(rows.static)), (len(x), len(rows.static))),
@@ -175,6 +174,41 @@ def see(rows: Rows, kind: str, clock: Clock, before: Running) -> tuple[Seen, Run
         covariates=sums,
     )
     return Seen(x, scale, count, inputs, mean, spread), after
+
+
+def scale_of(squares: np.ndarray, level: np.ndarray, kind: str, clock: Clock) -> np.ndarray:
+    """:attr:`Seen.scale` of rows: running mean squares (n, BANK) and last observations (n,) in, float64 (n,) out."""
+    floor = _SMALLEST * (np.maximum(np.nan_to_num(np.abs(level)), 1e-30) if kind == "level" else 1.0)
+    expected = (squares * clock.memory).sum(axis=1)  # row by row: a product of matrices would round by their size
+    return np.maximum(np.sqrt(expected), floor)
+
+
+def move_features(
+    x: np.ndarray,
+    profile: np.ndarray,
+    gaps: np.ndarray,
+    count: np.ndarray,
+    squares: np.ndarray,
+    means: np.ndarray,
+    scale: np.ndarray,
+) -> np.ndarray:
+    """Those inputs of each row that observations decide; the first ones of :attr:`Seen.inputs`.
+
+    Args:
+        x: float64 (n,), increments. profile: float64 (n,), of the clock. gaps: float64 (n,), seconds since the row
+            before. count: int64 (n,), increments seen.
+        squares, means: float64 (n, BANK) and (n, len(TRENDS)), running means of squares and moves.
+        scale: float64 (n,), of :func:`scale_of`.
+
+    Returns:
+        float64 (n, MOVES): the move, the logarithm of its size, whether it is missing, how much was seen, the gap; the
+        ratios of the running mean squares to the scale, and those of the running means.
+    """
+    move = np.nan_to_num(x / (scale * np.sqrt(profile)))
+    size = np.where(np.isnan(x), 0.0, 0.25 * np.log(move**2 + 1e-4))
+    columns = [np.clip(move, -10, 10), size, np.isnan(x), np.minimum(count / 100.0, 1.0), _log_gap(gaps)]
+    trends = np.clip(means / scale[:, None], -_LARGEST, _LARGEST)
+    return np.concatenate([np.stack(columns, axis=1), _ratios(squares, scale), trends], axis=1)
 
 
 def mean_squares(x: np.ndarray, time: np.ndarray, offset: np.ndarray, clock: Clock) -> np.ndarray:
@@ -282,17 +316,6 @@ def _last_known(y: np.ndarray, before: float) -> tuple[np.ndarray, float]:
     place = np.maximum.accumulate(np.where(np.isnan(y), -1, np.arange(len(y))))
     level = np.where(place >= 0, y[np.maximum(place, 0)], before)
     return level, float(level[-1])
-
-
-def _moves(
-    x: np.ndarray, rows: Rows, scale: np.ndarray, clock: Clock, count: np.ndarray, before: Running
-) -> np.ndarray:
-    """(n, 5): the move, the logarithm of its size, whether it is missing, how much was seen, the gap before it."""
-    move = np.nan_to_num(x / (scale * np.sqrt(clock.of(rows.time, rows.offset))))
-    first = rows.time[0] if before.time is None else before.time
-    gaps = np.diff(rows.time, prepend=first) / 1e6
-    size = np.where(np.isnan(x), 0.0, 0.25 * np.log(move**2 + 1e-4))
-    return np.stack([np.clip(move, -10, 10), size, np.isnan(x), np.minimum(count / 100.0, 1.0), _log_gap(gaps)], axis=1)
 
 
 def _ratios(squares: np.ndarray, scale: np.ndarray) -> np.ndarray:

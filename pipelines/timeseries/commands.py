@@ -69,6 +69,7 @@ def forecast(root: ForecastRoot, invocation: Invocation) -> Outcome:
     config = narrow(ForecastConfig, root)
     done = forecasting.forecast(place.folder, store, out, states, config, device=root.device)
     told = [f"{done.series:,} series, {done.rows:,} new rows"]
+    told += [f"{root.paths:,} paths of {root.path_steps:,} steps of each, in paths/"] if done.paths else []
     told += [f"{done.repeated:,} rows that were absorbed before"] if done.repeated else []
     told += [f"{done.unseen:,} series that the model was not trained on"] if done.unseen else []
     if done.forgotten:

@@ -89,15 +89,28 @@ def run(model: Path, root: Path, rows: pl.DataFrame | SeriesStore, source: Any =
 
 def forecasts_in(out: Path) -> pl.DataFrame:
     """What counts in an output folder; there are no other files of forecasts, and each forecast is there once."""
-    files = json.loads((out / "manifest.json").read_text())["files"]
-    for entry in files:
-        assert file_sha256(out / entry["file"]) == entry["sha256"]
-    assert {entry["file"] for entry in files} == {str(path.relative_to(out)) for path in out.glob("cutoff=*/*")}
-    if not files:
-        return pl.DataFrame()
-    frame = pl.concat([pl.read_parquet(out / entry["file"]) for entry in files])
+    frame = _listed(out, "files", "cutoff=*/*")
+    if frame.is_empty():
+        return frame
     assert not frame.select("series", "cutoff", "step", "model").is_duplicated().any()
     return frame.sort("series", "cutoff", "step")
+
+
+def paths_in(out: Path) -> pl.DataFrame:
+    """Likewise of sampled paths."""
+    frame = _listed(out, "paths", "paths/cutoff=*/*")
+    if frame.is_empty():
+        return frame
+    assert not frame.select("series", "cutoff", "path", "step", "model").is_duplicated().any()
+    return frame.sort("series", "cutoff", "path", "step")
+
+
+def _listed(out: Path, name: str, pattern: str) -> pl.DataFrame:
+    files = json.loads((out / "manifest.json").read_text())[name]
+    for entry in files:
+        assert file_sha256(out / entry["file"]) == entry["sha256"]
+    assert {entry["file"] for entry in files} == {str(path.relative_to(out)) for path in out.glob(pattern)}
+    return pl.concat([pl.read_parquet(out / entry["file"]) for entry in files]) if files else pl.DataFrame()
 
 
 def contents(*folders: Path) -> dict[str, bytes]:

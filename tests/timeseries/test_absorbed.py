@@ -169,3 +169,30 @@ def test_facts_bring_all_of_it_back() -> None:
         assert np.array_equal(again.facts, found.facts)
         assert again.check(*rows(cuts[-1])) == (cuts[-1], None)
         assert (again.began_folded, again.static) == (found.began_folded, found.static)
+
+
+@pytest.mark.parametrize("keep", [1, 256, 600, 5000])
+def test_extracts_as_long_as_what_is_kept_can_slide(keep: int) -> None:
+    found = Absorbed().absorb(*rows(1000), keep=keep)
+    for first in range(1000, 1300, 50):
+        extract = rows(500, first - 450)
+        problem = found.check(*extract).problem
+        assert (problem is None) == (keep >= 450), first
+        time, hashes = extract if problem is None else rows(50, first)
+        found = found.absorb(time, hashes, keep=keep)
+    assert (found.count, len(found.times)) == (1300, min(keep, 1300))
+    assert found.check(*rows(1300)).problem is None
+
+
+def test_more_is_kept_of_a_history_that_comes_again_whole() -> None:
+    """Or of the last input: of what was compared, and of what came since, as if it had been kept all the time."""
+    wanted = Absorbed().absorb(*rows(1310), keep=600)
+    grown = absorbed(1000, 1300).absorb(*rows(10, 1300), keep=600)
+    assert len(grown.times) == TAIL + 10  # the others are gone
+    whole = absorbed(1000, 1300).absorb(*rows(1310), keep=600)
+    for found in (whole, Absorbed().absorb(*rows(700), keep=TAIL).absorb(*rows(600, 700), keep=TAIL)):
+        last = found if found.count == 1310 else found.absorb(*rows(610, 700), keep=600)
+        assert (last.count, last.folded) == (wanted.count, wanted.folded)
+        assert np.array_equal(last.times, wanted.times)
+        assert np.array_equal(last.hashes, wanted.hashes)
+        assert last.check(*rows(600, 710)).problem is None

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from domains.errors import UserError
 from domains.timeseries import forecast as module
 from domains.timeseries import forecast_shard, stream
+from domains.timeseries import states as kept_states
 from domains.timeseries.absorbed import OLD
 from domains.timeseries.config import LEVELS, ForecastConfig
 from domains.timeseries.forecast import forecast
 from domains.timeseries.forecast_shard import UNRIPE, load_for_job
-from domains.timeseries.states import open_states
+from domains.timeseries.states import StateFolder, open_states
 from domains.timeseries.stream import forecasts, walk_series
 from domains.timeseries.transforms import next_stamps
 from tests.timeseries.jobs import (
@@ -34,6 +35,7 @@ from tests.timeseries.jobs import (
     make_model,
     make_rows,
     make_store,
+    paths_in,
     run,
 )
 
@@ -234,6 +236,24 @@ def test_a_long_second_input_can_come_again(model: Path, tmp_path: Path) -> None
     assert done.rejects == {f"{OLD} (a 644 rows up to 2020-02-21T19:00:00.000000, before the last 256)": 1}
 
 
+def test_extracts_that_slide(model: Path, tmp_path: Path) -> None:
+    rows = make_rows("a", 1500, 1)
+    for root, kept in (("wide", 500), ("narrow", 256)):
+        run(model, tmp_path / root, rows[:1000], compare_rows=kept)
+    for stop in (1020, 1040, 1300):  # the last 300, 500 and 700 rows
+        extract = rows[stop - {1020: 300, 1040: 500, 1300: 700}[stop] : stop]
+        assert run(model, tmp_path / "wide", extract).rows == {1020: 20, 1040: 20, 1300: 260}[stop]
+    (reason,) = run(model, tmp_path / "narrow", rows[520:1020]).rejects
+    assert reason.startswith(OLD)
+    assert "give the whole history, and compare_rows=" in reason
+    assert run(model, tmp_path / "narrow", rows[:1020], compare_rows=500).rows == 20  # which it says, and which helps
+    assert run(model, tmp_path / "narrow", rows[540:1040]).rows == 20
+    assert run(model, tmp_path / "narrow", rows[540:1300]).rows == 260
+    for root in ("wide", "narrow"):
+        expected = run(model, tmp_path / "whole" / root, rows[:1300]).out
+        assert_same_numbers(latest(forecasts_in(tmp_path / root / "out")), forecasts_in(expected))
+
+
 @pytest.mark.parametrize("change", ["value", "filled", "emptied", "inserted", "covariate", "static"])
 def test_a_series_whose_past_differs_is_refused_by_name(rich_model: Path, tmp_path: Path, change: str) -> None:
     rows = panel(past=1, future=2, static=1)
@@ -359,6 +379,66 @@ def test_another_model_needs_a_declared_reread(model: Path, tmp_path: Path) -> N
     assert run(other, tmp_path, rows, reread=True).rows == 0  # said again, it does nothing
 
 
+def test_a_reread_says_which_series_it_forgets(model: Path, tmp_path: Path) -> None:
+    other, rows = make_model(tmp_path / "other", seed=1), panel()
+    run(model, tmp_path, between(rows, 0, 200), series_per_shard=1)
+    some = rows.filter(~pl.col("unique_id").is_in(["b", "d"]))
+    assert run(other, tmp_path, some, reread=True).forgotten == ["b", "d"]
+    assert run(other, tmp_path, some, reread=True).forgotten == []
+    assert run(other, tmp_path, rows).forgotten == []
+
+
+def test_runs_that_the_states_let_go_stay_listed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_states, "KEPT_RUNS", 2)
+    rows = make_rows("a", 120, 1)
+    for stop in range(100, 108):
+        run(model, tmp_path, rows[:stop], paths=2)
+    manifest = json.loads((tmp_path / "states" / "manifest.json").read_text())
+    assert [entry["generation"] for entry in manifest["runs"]] == [7, 8]
+    assert len(forecasts_in(tmp_path / "out")) == 8 * HORIZON
+    assert len(paths_in(tmp_path / "out")) == 8 * 2 * 20
+    listed = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [entry["run"] for entry in listed["files"]] == list(range(1, 9))
+    # Older states, brought back: what was written behind them counts no more, and what they let go does.
+    shutil.copytree(tmp_path / "states", tmp_path / "backup")
+    run(model, tmp_path, rows[:110])
+    shutil.rmtree(tmp_path / "states")
+    (tmp_path / "backup").rename(tmp_path / "states")
+    run(model, tmp_path, rows[:108])
+    found = forecasts_in(tmp_path / "out")
+    assert found["cutoff"].n_unique() == 9
+    assert found["cutoff"].max() == rows["ds"][107].replace(tzinfo=UTC)
+
+
+def test_runs_whose_folder_does_not_list_them_are_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run dies between what makes it count and the manifest for readers; those after it write to other folders."""
+    monkeypatch.setattr(kept_states, "KEPT_RUNS", 2)
+    rows = make_rows("a", 120, 1)
+
+    def job(stop: int, out: str) -> None:
+        store = make_store(tmp_path / "tables", rows[:stop])
+        forecast(model, store, tmp_path / out, tmp_path / "states", ForecastConfig(), device="cpu")
+
+    job(100, "first")
+    with monkeypatch.context() as patch:
+        commit = StateFolder.commit
+        patch.setattr(StateFolder, "commit", lambda *args: [commit(*args), 1 / 0])
+        with pytest.raises(ZeroDivisionError):
+            job(101, "first")
+    for number in range(5):
+        job(102 + number, f"out{number}")
+    manifest = json.loads((tmp_path / "states" / "manifest.json").read_text())
+    assert [entry["generation"] for entry in manifest["runs"]] == [2, 6, 7]
+    job(107, "first")  # which is what mends its manifest
+    assert len(forecasts_in(tmp_path / "first")) == 3 * HORIZON
+    job(108, "out0")
+    assert len(forecasts_in(tmp_path / "out0")) == 2 * HORIZON
+    manifest = json.loads((tmp_path / "states" / "manifest.json").read_text())
+    assert [entry["generation"] for entry in manifest["runs"]] == [8, 9]
+
+
 def test_another_scaler_is_another_model(model: Path, tmp_path: Path) -> None:
     run(model, tmp_path, make_rows("a", 100, 1))
     copy = tmp_path / "copy"
@@ -470,9 +550,10 @@ def test_a_run_that_died_at_any_moment_is_made_good_by_the_next(model: Path, tmp
     for run_number in (1, 2):
         expected = contents_of_work(tmp_path / f"expected-{run_number}")
         moments = sorted(tmp_path.glob(f"{run_number}-*"))
-        # Renames of two state files and two files of forecasts or more, of rejects, the commit and the manifest for
-        # readers; in the first run of both manifests at the start, in the second removals of old state files.
-        assert len(moments) >= 2 + 2 + 3 + 2 + 1
+        # Renames of two state files, two files of forecasts and two of paths or more, of rejects, the commit and the
+        # manifest for readers; in the first run of both manifests at the start, in the second removals of old state
+        # files.
+        assert len(moments) >= 2 + 2 + 2 + 3 + 2 + 1
         for folder in moments:
             found = contents_of_work(folder)
             assert found.keys() == expected.keys(), folder
@@ -502,6 +583,9 @@ def test_shards_and_threads_change_no_number(model: Path, tmp_path: Path) -> Non
         ({"rows_at_once": 0}, "rows_at_once=0: must be at least 1"),
         ({"chunk": 0}, "chunk=0: must be at least 1"),
         ({"workers": 0}, "workers=0: must be at least 1"),
+        ({"paths": -1}, "paths=-1: must be at least 0"),
+        ({"path_steps": 0}, "path_steps=0: must be at least 1"),
+        ({"seed": 2**63}, "seed=9223372036854775808: must lie between"),
         ({"compare_rows": 63}, "compare_rows=63: must be at least 64"),
         ({"calibrate": "yes"}, "calibrate=yes: must be one of trailing, validation, none"),
         ({"calibration_window": 0}, "calibration_window=0: must be at least 1"),
@@ -536,7 +620,8 @@ def test_ray_writes_the_bytes_of_the_local_engine(model: Path, tmp_path: Path, m
     try:
         for part in (between(rows, 0, 200), rows):
             done = [
-                run(model, tmp_path / engine, part, engine=engine, series_per_shard=2) for engine in ("local", "ray")
+                run(model, tmp_path / engine, part, engine=engine, series_per_shard=2, paths=2)
+                for engine in ("local", "ray")
             ]
             assert replace(done[0], out=done[1].out) == done[1]
             local, other = (

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from domains.errors import UserError
+from domains.timeseries import states
 from domains.timeseries.absorbed import Absorbed
 from domains.timeseries.config import ForecastConfig
 from domains.timeseries.states import MANIFEST, Shard, StateFolder, Stored, open_states
@@ -230,3 +232,54 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 def test_the_manifest_is_written_before_anything_else(tmp_path: Path) -> None:
     with open_and_hold(tmp_path / "s") as folder:
         assert json.loads((folder.path / MANIFEST).read_text())["id"] == folder.id
+
+
+def test_rows_to_compare_may_grow(tmp_path: Path) -> None:
+    for given, expected in ((300, 300), (256, 300), (500, 500)):
+        with open_and_hold(tmp_path / "s", compare_rows=given) as folder:
+            assert folder.compare_rows == expected
+            commit(folder, 0)
+
+
+def test_states_of_an_earlier_format_are_let_go_by_a_reread_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with open_and_hold(path) as folder:
+        commit(folder, 0, names=("a", "b"))
+        commit(folder, 1, names=("c",))
+    manifest = json.loads((path / MANIFEST).read_text())
+    for name in ("calibration_window", "compare_rows"):
+        del manifest[name]
+    (path / MANIFEST).write_text(json.dumps({**manifest, "format": 1}))
+    with (
+        pytest.raises(
+            UserError, match=r"s: holds states of format 1, not 2; give reread=true with the whole history as"
+        ),
+        open_and_hold(path),
+    ):
+        pass
+    with open_and_hold(path, reread=True) as folder:
+        assert folder.present(0) is None
+        assert sorted(name for file in folder.dropped for name in Shard.names_in(file)) == ["a", "b", "c"]
+        commit(folder, 0)
+        assert (folder.generation, folder.manifest["format"], len(folder.runs)) == (3, 2, 3)
+    with open_and_hold(path) as folder:
+        assert folder.dropped == ()
+        assert Shard.names_in(folder.path / "nothing") == []
+
+
+def test_runs_are_let_go_once_they_are_listed_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "KEPT_RUNS", 3)
+    asked: list[int] = []
+
+    def is_listed(run: Mapping[str, Any]) -> bool:
+        asked.append(run["generation"])
+        return run["generation"] not in (2, 4) or len(asked) > 30
+
+    with open_and_hold(tmp_path / "s") as folder:
+        for _ in range(8):
+            folder.commit({0: make_shard(["a"]).save(folder.file(0))}, {"out": "x"}, is_listed)
+        assert [run["generation"] for run in folder.runs] == [2, 4, 6, 7, 8]
+        assert asked[-3:] == [2, 4, 7]  # what was listed once is not asked for again
+        asked += [0] * 30
+        folder.commit({0: make_shard(["a"]).save(folder.file(0))}, {"out": "x"}, is_listed)
+        assert [run["generation"] for run in folder.runs] == [7, 8, 9]
