@@ -45,7 +45,12 @@ class _Passed:
         with torch.enable_grad():
             self._leaves = tuple(tensor.detach().requires_grad_() for tensor in (before, own))
             self._results = pass_on(*self._leaves, *more)
-        self.entering, self.after = (result.detach() for result in self._results)
+        self.entering, self._after = (result.detach() for result in self._results)
+
+    def take_after(self) -> Tensor:
+        """The state behind the sequence, given away: kept here, an output of the function would hold its own graph."""
+        after, self._after = self._after, None
+        return after
 
     def backward(self, grad_entering: Tensor, grad_after: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of what was before the sequence, this rank's part, and of what this slice told, from all ranks."""
@@ -72,7 +77,7 @@ class _Split(torch.autograd.Function):
             projected, conv_weight, conv_bias, A, D, dt_bias, norm_weight,
             ctx.tail.entering, None, own.seq_idx, groups, eps, limit, exchange=exchange,
         )  # fmt: skip
-        conv, ssm = ctx.tail.after, ctx.state.after
+        conv, ssm = ctx.tail.take_after(), ctx.state.take_after()
         remember_results(ctx, y, conv, ssm)
         ctx.save_for_backward(before_norm, *tensors, ctx.tail.entering, own.seq_idx, enter)
         ctx.options = groups, eps, limit
