@@ -112,14 +112,14 @@ class Slice:
 
     def ends(self, x: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
         """The last inputs of a convolution in this slice (b, up to ``count``, c), and where they stand (b, up to
-        ``count``), -1 where there are fewer that are no padding; None without documents, at the end."""
+        ``count``): -1 where there are fewer that are no padding, and the input is some other; None without documents.
+        """
         count = min(count, x.shape[1])
         if self.padding is None:
             return x[:, x.shape[1] - count :], None
         position = torch.arange(x.shape[1], device=x.device).masked_fill(self.padding, -1)
         position = position.topk(count, dim=1).values.flip(1)
-        found = x.gather(1, position.clamp(min=0)[..., None].expand(-1, -1, x.shape[2]))
-        return found.masked_fill((position < 0)[..., None], 0.0), position
+        return x.gather(1, position.clamp(min=0)[..., None].expand(-1, -1, x.shape[2])), position
 
     def pass_tail(self, tail: Tensor, ends: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
         """The tail (b, width - 1, c) that enters this rank's slice, and the one behind the whole sequence.

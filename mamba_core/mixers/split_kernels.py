@@ -119,5 +119,5 @@ def _add_to_ends(grads: Tensor, of_ends: Tensor, position: Tensor | None) -> Non
     if position is None:
         grads[:, grads.shape[1] - of_ends.shape[1] :] += of_ends
         return
-    of_ends = of_ends.masked_fill((position < 0)[..., None], 0.0).to(grads.dtype)
-    grads.scatter_add_(1, position.clamp(min=0)[..., None].expand_as(of_ends), of_ends)
+    at = position.clamp(min=0)[..., None].expand_as(of_ends)  # what is no end got no gradient
+    grads.scatter_add_(1, at, of_ends.to(grads.dtype))

@@ -89,7 +89,7 @@ def split_ssd(
     decays = (steps * A).cumsum(1, dtype=torch.float64).exp().to(final.dtype)
     total = decays[:, -1, :, None, None]
     if own.later is not None:
-        decays = decays.masked_fill(own.later[..., None], 0.0)
+        decays = decays.masked_fill(own.later[..., None], 0.0)  # so that the reading ends there
         C = C.masked_fill(own.later[..., None, None], 0.0)  # 0 times whatever stands at padding is not 0
     entering, after = own.pass_on(state, final, total)
     return _Read.apply(y, C, decays, entering), after
