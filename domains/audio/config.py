@@ -10,8 +10,9 @@ from mamba_core.backbone import BackboneConfig
 class SourceConfig:
     """Clips, and what they are brought to."""
 
-    root: str = ""  # folder of clips, label/[group/]clip.wav; empty, and no manifest: the bundled clips
+    root: str = ""  # folder of clips, label/[group/]clip.wav; empty, and no manifest: bundled clips
     manifest: str = ""  # CSV with path[,label][,group][,split], paths within root, or else within the CSV's folder
+    sample: str = "prompts"  # which of the bundled clips: prompts (to predict) | arrow (to classify)
     store: str = ""  # a prepared store; wins over root and manifest
     stores: str = "stores"  # folder in which prepared stores are kept and found again
     rate: int = 16000  # samples per second

@@ -190,7 +190,7 @@ def prepare_store(source: SourceConfig, progress: bool = True) -> AudioStore:
     check_range("data.rate", source.rate, *RATES)
     check_range("data.min_seconds", source.min_seconds, 0, 3600)
     if not source.root and not source.manifest:
-        source = replace(source, manifest=str(sample_clips()))
+        source = replace(source, manifest=str(sample_clips(source.sample)))
     root = Path(source.stores)
     found = find_clips(source)
     sweep_partials(root)
@@ -214,7 +214,7 @@ def prepare_store(source: SourceConfig, progress: bool = True) -> AudioStore:
 
 
 def _name(where: Path) -> str:
-    """Of a folder or a table, for people; a table's alone would tell little."""
+    """Of a folder or a table, for people; a table's own name alone may tell little."""
     place = where.resolve()
     return place.name if place.is_dir() else f"{place.parent.name}/{place.name}"
 
