@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchaudio.transforms import MelSpectrogram
 
 from domains.audio.models.parts import Head, Pool, Scan
 from mamba_core import BackboneConfig, State
@@ -48,6 +47,8 @@ class SpectrogramClassifier(nn.Module):
     streams = False
 
     def __init__(self, config: SpectrogramConfig, backbone: BackboneConfig, classes: int, rate: int) -> None:
+        from torchaudio.transforms import MelSpectrogram
+
         super().__init__()
         check_sizes("spectrogram", window=config.window, hop=config.hop, mels=config.mels)
         check_sizes("spectrogram", patch_frames=config.patch_frames, patch_mels=config.patch_mels)
