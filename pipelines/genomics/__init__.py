@@ -38,7 +38,10 @@ GENOMICS = Domain(
                 ("data.validation", "contigs held out to watch training (a twentieth of the bases)"),
                 ("data", "genome forgets the contigs that a recipe names (genome)"),
                 ("data.window", "bases that the model sees at once in training (4096)"),
-                ("backbone", "mamba1, mamba2, mamba2_tiny, _small, _medium, transformer or hybrid (mamba2)"),
+                (
+                    "backbone",
+                    "mamba1, mamba2, mamba2_tiny, mamba2_small, mamba2_medium, transformer or hybrid (mamba2)",
+                ),
                 ("trainer", "auto, cpu, gpu, or multi_gpu with torchrun (auto)"),
                 ("trainer.max_steps", "optimizer steps (1000)"),
                 ("trainer.max_minutes", "stop and save after this long (no limit)"),

@@ -55,7 +55,10 @@ TIMESERIES = Domain(
                 ("data.validation", "likewise, of what comes before (0.1)"),
                 ("data.window", "steps that the model sees at once in training (1024)"),
                 ("head.kind", "student_t, mixture, quantiles or normal (student_t)"),
-                ("backbone", "mamba1, mamba2, mamba2_tiny, _small, _medium, transformer or hybrid (mamba2_tiny)"),
+                (
+                    "backbone",
+                    "mamba1, mamba2, mamba2_tiny, mamba2_small, mamba2_medium, transformer or hybrid (mamba2_tiny)",
+                ),
                 ("trainer", "auto, cpu or gpu (auto); multi_gpu is for genomics"),
                 ("trainer.max_steps", "optimizer steps (1000)"),
                 ("experiment", "a complete recipe: sp500, usdchf or dowjones"),
