@@ -93,9 +93,12 @@ def _from_folder(root: Path, stores: Path) -> Found:
 
 
 def _walk(root: Path, stores: Path) -> Iterator[Path]:
+    seen = {stores, root.resolve()}  # links may lead round in a circle
     for folder, below, files in os.walk(root, followlinks=True):
         here = Path(folder)
-        below[:] = sorted(name for name in below if name[0] not in "._" and (here / name).resolve() != stores)
+        real = {name: (here / name).resolve() for name in sorted(below) if name[0] not in "._"}
+        below[:] = [name for name, place in real.items() if place not in seen]
+        seen |= set(real.values())
         yield from (here / name for name in sorted(files) if name[0] not in "._")
 
 
