@@ -244,6 +244,15 @@ def test_a_second_forecast_reads_new_rows_alone(series_cli: Cli, series_workspac
     assert second.out.splitlines()[0].endswith(f"(4 series, {len(table) - len(earlier)} new rows)")
     assert f"{len(earlier)} rows that were absorbed before" in second.out
     assert "(0 series, 0 new rows)" in third.out
+    table.filter(pl.col("unique_id") != "B").write_parquet(series_workspace / "fewer.parquet")
+    again = series_cli(
+        *words, f"data.path={series_workspace / 'fewer.parquet'}", "reread=true", "calibration_window=50", "paths=2",
+        "path_steps=3",
+    )  # fmt: skip
+    assert "  1 series of the earlier states are not in the table: forgotten (B)\n" in again.out
+    assert "  2 paths of 3 steps of each, in paths/\n" in again.out
+    drawn = pl.concat([pl.read_parquet(path) for path in series_workspace.glob("daily/paths/*/*.parquet")])
+    assert len(drawn) == 3 * 2 * 3
 
 
 def test_a_run_from_a_machine_without_hydra_is_imported(series_cli: Cli, series_workspace: Path) -> None:

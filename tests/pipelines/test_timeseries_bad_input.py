@@ -169,6 +169,10 @@ def test_a_finished_run_is_resumed_to_no_effect(series_cli: Cli, workspace: Path
         (["forecast", "data.path=bare.parquet", "out=o", "state=s"], "bare.parquet: has no column 'volume' (data.past"),
         (["forecast", "data.path=panel.parquet", "out=o", "state=s", "engine=spark"], "engine=spark: "),
         (
+            ["forecast", "data.path=panel.parquet", "out=o", "state=s", "calibrate=true"],
+            "calibrate=True: must be one of",
+        ),
+        (
             ["forecast", "data.path=panel.parquet", "data.past=[]", "out=o", "state=s"],
             "panel.parquet: data.past is [], but copied/mo",
         ),

@@ -32,7 +32,7 @@ def main(model: str, first: str, second: str, place: str) -> None:
     work = folder / "work"
 
     def job(store: str) -> None:
-        config = ForecastConfig(series_per_shard=2, paths=3, path_steps=4)
+        config = ForecastConfig(series_per_shard=2, paths=2, path_steps=2)
         forecast(model, SeriesStore.open(store), work / "out", work / "states", config, device="cpu")
 
     def set_up(run: int) -> None:
