@@ -20,11 +20,11 @@ from domains.errors import UserError
 from domains.genomics.splits import Region
 from domains.genomics.store import GenomeStore
 from domains.genomics.tokens import A, reverse_complement
+from domains.interpolation import choose_strength, interpolate
 
 MAX_ORDER = 12  # 4^13 counts of 8 bytes: half a gigabyte
 _BLOCK = 1 << 20  # bases worked on at a time
 _VALIDATION_BASES = 1 << 21  # enough to tell orders apart to 0.001 bit
-_STRENGTHS = (0.25, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)
 
 
 class MarkovModels:
@@ -77,7 +77,7 @@ class MarkovModels:
             table = words.reshape(-1, 4).astype(np.float64)
             strength, odds = _choose_strength(table, sample, odds, order)
             backed = np.resize(lower, table.size).reshape(-1, 4)  # repeats: the oldest base leads the code
-            lower = (table + strength * backed) / (table.sum(1, keepdims=True) + strength)
+            lower = interpolate((table, table.sum(1, keepdims=True), backed), strength)
             tables.append(np.log2(lower, dtype=np.float32).ravel())
             strengths.append(strength)
             bits.append(-sum(float(np.log2(q[w.known]).sum()) for q, w in zip(odds, sample, strict=True)) / known)
@@ -212,15 +212,10 @@ def _choose_strength(
         else:
             found.append((np.empty(0, np.int64), np.empty(0), np.empty(0)))
 
-    def interpolate(strength: float) -> list[np.ndarray]:
-        return [(n + strength * q[at]) / (of + strength) for (at, n, of), q in zip(found, odds, strict=True)]
-
-    def likelihood(strength: float) -> float:
-        return sum(float(np.log2(q).sum()) for q in interpolate(strength))
-
-    best = max(_STRENGTHS, key=likelihood)
-    for (at, _, _), q, new in zip(found, odds, interpolate(best), strict=True):
-        q[at] = new
+    parts = [(n, of, q[at]) for (at, n, of), q in zip(found, odds, strict=True)]
+    best = choose_strength(parts)
+    for (at, _, _), part, q in zip(found, parts, odds, strict=True):
+        q[at] = interpolate(part, best)
     return best, odds
 
 

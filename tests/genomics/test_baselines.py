@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import domains.genomics.baselines as baselines
+import domains.interpolation as interpolation
 from domains.errors import UserError
 from domains.genomics.baselines import MarkovModels, count_words
 from domains.genomics.config import DataConfig
@@ -111,8 +112,8 @@ def test_strength_and_order_do_best_on_validation(store, monkeypatch):
     assert models.chosen_order == int(np.argmin(models.validation_bits))
     for order in range(5):
         assert models.bits_per_base(store, VALIDATION, order) == pytest.approx(models.validation_bits[order], abs=1e-5)
-    for other in baselines._STRENGTHS:
-        monkeypatch.setattr(baselines, "_STRENGTHS", (other,))
+    for other in interpolation.STRENGTHS:
+        monkeypatch.setattr(interpolation, "STRENGTHS", (other,))
         forced = MarkovModels.fit(store, REGIONS, 0, VALIDATION)
         assert forced.strengths == [other]
         assert forced.validation_bits[0] >= models.validation_bits[0]
@@ -122,7 +123,7 @@ def test_orders_beyond_the_data_do_no_harm(tmp_path):
     store = make_store(tmp_path, {"a": random_bases(6000, 1), "b": random_bases(4000, 2)})
     models = MarkovModels.fit(store, [Region("a", 0, 6000)], 8, [Region("b", 0, 4000)])
     assert models.bits_per_base(store, [Region("b", 0, 4000)], 8) == pytest.approx(2, abs=0.005)
-    assert models.strengths[8] == max(baselines._STRENGTHS)
+    assert models.strengths[8] == max(interpolation.STRENGTHS)
 
 
 def test_a_repeated_word_is_learnt_at_its_order(tmp_path):
