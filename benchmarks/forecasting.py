@@ -27,6 +27,7 @@ from domains.timeseries.report import plain
 from domains.timeseries.store import SeriesStore
 from domains.timeseries.table import lines_of
 
+PATTERNS = {"mamba1": ["mamba1"], "transformer": ["attention", "mlp"], "hybrid": ["mamba2", "attention"]}
 SERIES = {"sp500": ["SP500"]}  # those that are scored; of other experiments all
 
 
@@ -42,7 +43,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train and evaluate one experiment in ``folder``."""
     data = [f"data.path={arguments.data.resolve()}"] if arguments.data else []
     where = [f"run.dir={folder / 'run'}", f"data.stores={folder / 'stores'}"]
-    seconds = {"train": run(["train", f"experiment={arguments.experiment}", *data, *where], arguments.threads)}
+    chosen = []
+    if arguments.backbone:
+        chosen = [f"backbone.pattern=[{','.join(PATTERNS[arguments.backbone])}]", "backbone.attention.headdim=16"]
+    seconds = {"train": run(["train", f"experiment={arguments.experiment}", *chosen, *data, *where], arguments.threads)}
     words = ["evaluate", f"model={folder / 'run' / 'model'}", f"data.stores={folder / 'stores'}"]
     if arguments.unit:
         words.append(f"unit={arguments.unit:g}")
@@ -68,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", required=True, choices=("sp500", "usdchf", "dowjones"))
     parser.add_argument("--data", type=Path, help="the table, where the experiment does not use the bundled one")
+    parser.add_argument("--backbone", choices=tuple(PATTERNS), help="instead of the recipe's")
     parser.add_argument("--unit", type=float, help="as of evaluate")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -85,7 +90,7 @@ def main() -> None:
         import torch
 
         hardware = describe_hardware(torch.device("cpu"), arguments.threads)
-        about = {"experiment": arguments.experiment, "hardware": hardware}
+        about = {"experiment": arguments.experiment, "backbone": arguments.backbone, "hardware": hardware}
         peers = {name: version(name) for name in ("statsforecast", "arch", "neuralforecast") if find_spec(name)}
         write_json(arguments.json, {**about, "commit": commit, "versions": {**describe_versions(), **peers}, **found})
         print(f"written to {arguments.json}")

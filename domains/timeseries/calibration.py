@@ -20,6 +20,7 @@ from typing import overload
 import numpy as np
 
 MINIMUM = 100  # outcomes before anything is adjusted
+ENOUGH = 1000  # outcomes before a table made in training is left for what they say: ten of them lie beyond a tail of 1%
 _FARTHEST = 100.0  # scores are held within +-100, also of a forecast without width
 _MOST = 20_000  # outcomes that a pooled window holds at most
 _BLOCK = 1 << 20  # numbers sorted at a time
@@ -133,7 +134,7 @@ class Calibrator:
         return quantiles_at(quantiles, self.levels, self.adjusted_scores())
 
 
-def pooled_scores(scores: np.ndarray, levels: np.ndarray, otherwise: np.ndarray, minimum: int = MINIMUM) -> np.ndarray:
+def pooled_scores(scores: np.ndarray, levels: np.ndarray, otherwise: np.ndarray, minimum: int) -> np.ndarray:
     """Normal scores to read forecasts at after outcomes of several series, each with its own trailing window.
 
     Args:
@@ -170,6 +171,7 @@ def recalibrate(
     *,
     minimum: int = MINIMUM,
     time: Sequence[np.ndarray] | None = None,
+    otherwise: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]: ...
 
 
@@ -182,6 +184,7 @@ def recalibrate(
     *,
     minimum: int = MINIMUM,
     time: Sequence[np.ndarray] | None = None,
+    otherwise: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray | list[np.ndarray]:
     """Recalibrate each forecast from the outcomes that were known when it was made.
 
@@ -197,6 +200,8 @@ def recalibrate(
         minimum: outcomes known from which on forecasts are adjusted; before, they stay as they are.
         time: of pooled series, int64 (n,), the stamp of each row of the series, by which the series are laid side by
             side. None: equal rows are simultaneous.
+        otherwise: of pooled series, what forecasts are before ``minimum`` outcomes are known, like ``quantiles``.
+            None: they stay as they are.
 
     Returns:
         float64 (c, H, q), or a list of them: quantiles at the same levels, not decreasing.
@@ -205,9 +210,9 @@ def recalibrate(
     if isinstance(quantiles, np.ndarray):
         assert isinstance(realised, np.ndarray)
         assert isinstance(rows, np.ndarray)
-        return _recalibrate(levels, [quantiles], [realised], [rows], None, window, minimum)[0]
+        return _recalibrate(levels, [quantiles], [realised], [rows], None, window, minimum, None)[0]
     capacity = max(min(window * len(quantiles), _MOST), window)
-    return _recalibrate(levels, quantiles, list(realised), list(rows), time, capacity, minimum)
+    return _recalibrate(levels, quantiles, list(realised), list(rows), time, capacity, minimum, otherwise)
 
 
 def _recalibrate(
@@ -218,6 +223,7 @@ def _recalibrate(
     time: Sequence[np.ndarray] | None,
     capacity: int,
     minimum: int,
+    otherwise: Sequence[np.ndarray] | None,
 ) -> list[np.ndarray]:
     if not quantiles:
         return []
@@ -236,6 +242,10 @@ def _recalibrate(
         ends = np.cumsum([len(at) for at in made])[:-1]
         for result, forecast, index in zip(new, quantiles, np.split(which, ends), strict=True):
             result[:, h] = quantiles_at(forecast[:, h], levels, adjusted[index])
+        if otherwise is not None:
+            for result, instead, count in zip(new, otherwise, counts, strict=True):
+                few = np.minimum(count, capacity) < minimum
+                result[few, h] = instead[few, h]
     return new
 
 

@@ -95,7 +95,7 @@ class ForecastConfig:
     chunk: int = 2048  # steps per call while streaming; changes results by rounding alone
     reread: bool = False  # states of another model or window are dropped: data.path holds whole histories
     compare_rows: int = 256  # the last ones of each series, which can come again in any part; may grow
-    calibrate: str = "trailing"  # intervals corrected by the last outcomes | validation (once, in training) | none
+    calibrate: str = "trailing"  # intervals corrected by the last outcomes, 1,000 or more | validation (once) | none
     calibration_window: int = 250  # outcomes of each series and step ahead; of a new state folder
     paths: int = 0  # sampled futures of each series that are written too; never corrected by calibrate
     path_steps: int = 20  # their length

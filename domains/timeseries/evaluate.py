@@ -19,8 +19,8 @@ from domains.config import MANY, check_range
 from domains.errors import UserError
 from domains.hardware import choose_device
 from domains.timeseries.baselines import Baseline, make_baselines
-from domains.timeseries.calibration import recalibrate
-from domains.timeseries.config import LEVELS, EvaluateConfig
+from domains.timeseries.calibration import ENOUGH, recalibrate
+from domains.timeseries.config import LEVELS, EvaluateConfig, ForecastConfig
 from domains.timeseries.data import WARM_UP
 from domains.timeseries.forecasts import Forecasts
 from domains.timeseries.history import History, cumulated
@@ -202,14 +202,17 @@ def pooled(parts: Sequence[Forecasts]) -> Forecasts:
 def _model_forecasts(
     models: Iterator[LoadedModel], store: SeriesStore, walk: Walk, config: EvaluateConfig, progress: bool
 ) -> dict[str, Forecasts]:
-    """Of the model as it is; corrected by a trailing window of what was missed, from the validation part on; and
-    corrected once, by the validation part, as the batch job writes it. ``models``: one for each block, or one for all.
+    """Of the model as it is; corrected by a trailing window of what was missed, from the validation part on; and as the
+    batch job writes it: by its own, shorter window, or by the validation part where that holds too few outcomes.
+
+    Args:
+        models: one for each block, or one for all.
     """
     levels = np.array(LEVELS)
     before = [_calibration_rows(walk, i, config) for i in range(len(walk.places))]
     rows = [np.concatenate(pair) for pair in zip(before, walk.cutoffs, strict=True)]
     parts: list[list[Forecasts]] = [[] for _ in rows]
-    shipped: list[list[np.ndarray]] = [[] for _ in rows]
+    shipped: list[list[np.ndarray]] = [[] for _ in rows]  # as the validation part corrects them
     blocks = walk.blocks if config.refit_model else [replace(walk.blocks[0], end=walk.blocks[-1].end)]
     for number, (block, loaded) in enumerate(zip(blocks, models, strict=True)):
         what = f"walking, model {number + 1} of {len(blocks)}" if config.refit_model else "walking"
@@ -224,20 +227,15 @@ def _model_forecasts(
     plain = pooled([_rows_of(one, part) for one, part in zip(found, wanted, strict=True)])
     if not config.calibrate:
         return {MODEL: plain}
-    corrected = recalibrate(
-        levels,
-        [one.quantiles for one in found],
-        [cumulated(one.x, one.kind, own, walk.horizon) for one, own in zip(walk.histories, rows, strict=True)],
-        rows,
-        config.calibration_window,
-        time=[history.time for history in walk.histories],
-    )
-    trailing = [quantiles[part] for quantiles, part in zip(corrected, wanted, strict=True)]
-    once = [np.concatenate(own)[part] for own, part in zip(shipped, wanted, strict=True)]
-    return {
-        MODEL: plain,
-        CALIBRATED: replace(plain, quantiles=np.concatenate(trailing)),
-        SHIPPED: replace(plain, quantiles=np.concatenate(once)),
+    outcomes = [cumulated(one.x, one.kind, own, walk.horizon) for one, own in zip(walk.histories, rows, strict=True)]
+    given = (levels, [one.quantiles for one in found], outcomes, rows)
+    times = [history.time for history in walk.histories]
+    once = [np.concatenate(own) for own in shipped]
+    job = recalibrate(*given, ForecastConfig.calibration_window, minimum=ENOUGH, time=times, otherwise=once)
+    trailing = recalibrate(*given, config.calibration_window, time=times)
+    return {MODEL: plain} | {
+        name: replace(plain, quantiles=np.concatenate([q[part] for q, part in zip(corrected, wanted, strict=True)]))
+        for name, corrected in ((CALIBRATED, trailing), (SHIPPED, job))
     }
 
 

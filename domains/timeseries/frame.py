@@ -25,7 +25,9 @@ def forecast_columns(
     covariates: dict[str, np.ndarray] | None = None,
     offset: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Read each series from its first row to its last, and forecast behind that, as the batch job does.
+    """Read each series from its first row to its last, and forecast behind that.
+
+    Gives what the batch job gives with calibrate=validation: there is no state here that could know of later outcomes.
 
     Args:
         loaded: the model, of :func:`domains.timeseries.forecast_shard.load_for_job` for the digits of the batch job.

@@ -21,7 +21,7 @@ from domains import model_folder
 from domains.errors import UserError
 from domains.folder import read_json, write_json
 from domains.store_folder import META
-from domains.timeseries.calibration import Calibrator, pooled_scores, quantiles_at
+from domains.timeseries.calibration import ENOUGH, Calibrator, pooled_scores, quantiles_at
 from domains.timeseries.config import LEVELS, DataConfig, SourceConfig, TrainConfig
 from domains.timeseries.history import cumulated
 from domains.timeseries.model import Forecaster, build_model
@@ -72,7 +72,7 @@ class Calibration:
                 (:func:`domains.timeseries.calibration.scores_of`); NaN where there is none. Their order does not count.
         """
         pooled = np.moveaxis(scores, 1, 0).reshape(scores.shape[1], -1).astype(np.float64)
-        return Calibration(pooled_scores(pooled, np.array(LEVELS), self.scores))
+        return Calibration(pooled_scores(pooled, np.array(LEVELS), self.scores, ENOUGH))
 
     def apply(self, quantiles: np.ndarray) -> np.ndarray:
         """Corrected quantiles: float64 (..., horizon, levels) to the same."""

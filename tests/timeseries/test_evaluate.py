@@ -12,7 +12,7 @@ import pytest
 from domains.errors import UserError
 from domains.timeseries.baselines import BASELINES, make_baselines
 from domains.timeseries.calibration import Calibrator
-from domains.timeseries.config import LEVELS, EvaluateConfig
+from domains.timeseries.config import LEVELS, EvaluateConfig, ForecastConfig
 from domains.timeseries.evaluate import CALIBRATED, MODEL, SHIPPED, Evaluation, evaluate, unit_of
 from domains.timeseries.history import cumulated
 from domains.timeseries.splits import splits_from_dict
@@ -92,6 +92,20 @@ def test_intervals_are_corrected_by_what_was_known(trained: Path, store: SeriesS
             wanted.append(windows.apply(plain[i]))
     assert np.allclose(found.found[CALIBRATED].quantiles, np.stack(wanted), rtol=1e-9, atol=1e-12)
     assert not np.allclose(found.found[CALIBRATED].quantiles, found.found[MODEL].quantiles)
+
+
+def test_forecasts_are_also_scored_as_the_batch_job_writes_them(
+    trained: Path, store: SeriesStore, found: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a window of the job's length, or by the table of the training while that holds too few outcomes."""
+    table = load_model(trained).calibration.apply(found.found[MODEL].quantiles)
+    assert np.array_equal(found.found[SHIPPED].quantiles, table)  # four series: fewer than a thousand outcomes
+    monkeypatch.setattr("domains.timeseries.evaluate.ENOUGH", 300)
+    job = run(trained, store, calibration_window=ForecastConfig.calibration_window)
+    late = found.outcomes.time > np.quantile(found.outcomes.time, 0.5)
+    assert np.array_equal(job.found[SHIPPED].quantiles[late], job.found[CALIBRATED].quantiles[late])
+    first = found.outcomes.time == found.outcomes.time.min()
+    assert np.allclose(job.found[SHIPPED].quantiles[first], table[first])
 
 
 def test_baselines_are_fitted_before_the_test_part(trained: Path, store: SeriesStore, found: Evaluation) -> None:

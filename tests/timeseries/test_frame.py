@@ -25,7 +25,7 @@ def ask(loaded: LoadedModel, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def assert_those_of_the_job(loaded: LoadedModel, rows: pl.DataFrame, root: Path, source: dict[str, Any]) -> None:
-    run(loaded.path, root, rows, source)
+    run(loaded.path, root, rows, source, calibrate="validation")
     job = forecasts_in(root / "out").with_columns(pl.col("cutoff", "stamp").dt.epoch("us")).drop("model")
     found = ask(loaded, rows).sort("series", "step")
     assert found.columns == job.columns

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domains.errors import UserError
-from domains.timeseries import trailing
+from domains.timeseries import trailing, trained
 from domains.timeseries.calibration import Calibrator, quantiles_at, scores_of
 from domains.timeseries.config import LEVELS
 from domains.timeseries.data import WARM_UP
@@ -41,6 +41,12 @@ LEVEL = np.array(LEVELS)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(autouse=True)
+def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many outcomes as small panels have."""
+    monkeypatch.setattr(trained, "ENOUGH", 100)
 
 
 def panel(**more: Any) -> pl.DataFrame:
