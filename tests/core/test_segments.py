@@ -82,7 +82,7 @@ def test_gradients_are_those_of_the_whole_sequence(mixer: str, packed: bool, bor
     lm, batch = model(mixer), batch_of(packed=packed)
     state = state_amid_a_document(lm)
     want = gradients(lm, batch, state, LENGTH)
-    assert sum("initial" in name for name in want) == 4
+    assert sum("initial" in name for name in want) == sum(t.is_floating_point() for t in state.values()) > 0
     assert all(tensor.norm() > 0 for name, tensor in want.items() if tensor.is_floating_point())
     for length in (28, 10) if border_states == "device" else (19,):
         assert_close(gradients(lm, batch, state, length, border_states=border_states), want, 1e-9)
@@ -196,7 +196,7 @@ def test_bfloat16_autocast(mixer: str) -> None:
     assert dtypes == [torch.float32] + [torch.bfloat16] * (1 + 2 * (5 + 4))
     for name, want in exact.items():
         of_whole, *of_cut = ((grads[name] - want).norm() / want.norm() for grads in (whole, cut, inside))
-        assert max(of_cut) < 2 * of_whole + 1e-3, name
+        assert max(of_cut) < 3 * of_whole + 1e-3, name  # two roundings of one sum
 
 
 def test_bfloat16_weights_are_summed_in_float32() -> None:
