@@ -71,12 +71,14 @@ class Domain:
         summary: one line.
         commands: its words.
         experiments: those of the recipes in configs/experiment that are its own.
+        tasks: those of the files in configs/task that it knows; domains share them.
     """
 
     name: str
     summary: str
     commands: tuple[Command, ...]
     experiments: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
 
     @property
     def program(self) -> str:
@@ -94,8 +96,8 @@ class Domain:
         """The groups that the command's configuration chooses from, each with the names of its files."""
         from pipelines import config
 
-        found = config.groups(self.root(command))
-        return found | ({"experiment": sorted(self.experiments)} if "experiment" in found else {})
+        own = {"experiment": sorted(self.experiments), "task": sorted(self.tasks)}
+        return {group: own.get(group, names) for group, names in config.groups(self.root(command)).items()}
 
 
 @dataclass(frozen=True)

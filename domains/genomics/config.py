@@ -28,10 +28,20 @@ class DataConfig:
 
 
 @dataclass
+class TaskConfig:
+    """What is learned."""
+
+    kind: str = "causal"  # causal | classify | segment
+    pretrained: str = ""  # model folder whose embedding and backbone classify and segment start from
+    freeze: bool = False  # train the head alone, on a backbone that stays as it was pre-trained
+
+
+@dataclass
 class TrainConfig:
     """Everything that decides a training run; written beside the weights as config.yaml."""
 
     data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     seed: int = 0

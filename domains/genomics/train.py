@@ -14,6 +14,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from domains.config import FREE_TRAINER_KEYS
+from domains.errors import UserError
 from domains.genomics.config import DataConfig, TrainConfig
 from domains.genomics.data import GenomeDataModule, check_data
 from domains.genomics.model import build_model, describe_data, save_model
@@ -24,6 +25,7 @@ from domains.genomics.store import GenomeStore, prepare_store
 from domains.session import TrainResult, command_line, open_session, seeded
 
 DOMAIN = "genomics"
+KINDS = ("causal",)  # of task.kind
 FREE_ON_RESUME = FREE_TRAINER_KEYS | {"data.fasta", "data.store", "data.stores", "data.workers"}
 
 
@@ -56,6 +58,8 @@ def train(
         KeyboardInterrupt: Ctrl-C; a checkpoint holds all the work once training has begun.
     """
     check_data(config.data)
+    if config.task.kind not in KINDS:
+        raise UserError(f"task.kind={config.task.kind}: must be one of {', '.join(KINDS)}")
     session = open_session(DOMAIN, config, run_dir, resume=resume, overwrite=overwrite, free=FREE_ON_RESUME)
     store = open_store(config.data, progress)
     if resume:

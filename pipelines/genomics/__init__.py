@@ -14,6 +14,7 @@ GENOMICS = Domain(
     name="genomics",
     summary="DNA language models: from a FASTA file to an evaluated, tracked model.",
     experiments=("demo", "umaydis_h100", "umaydis_long"),
+    tasks=("causal",),
     commands=(
         Command(
             word="prepare",
