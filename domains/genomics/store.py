@@ -5,10 +5,8 @@ low four bits, and bit 7 set where the source has lower case. ``n_runs.npy`` hol
 half-open, in positions of ``bases.bin``. ``meta.json`` holds names, lengths, counts and hashes.
 """
 
-import difflib
 import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +15,7 @@ import numpy as np
 
 from domains.errors import UserError
 from domains.files import sweep_partials
+from domains.genomics.contig_names import suggest_contig
 from domains.genomics.io import Record, check_readable, open_watched, read_records
 from domains.genomics.tokens import LETTER_TO_TOKEN, C, G, N
 from domains.store_folder import META, build_store, find_by_key, store_key
@@ -124,7 +123,7 @@ class GenomeStore:
         """The contig of that name; a UserError names the nearest ones when there is none."""
         if found := self._by_name.get(name):
             return found
-        raise UserError(f"{self.source_name}: has no contig {name!r}; {self._near(name)}")
+        raise UserError(f"{self.source_name}: has no contig {name!r}; {suggest_contig(name, self._by_name)}")
 
     def tokens(self, contig: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Tokens of a stretch of a contig, uint8 (stop - start,), a copy."""
@@ -164,23 +163,6 @@ class GenomeStore:
                 f"{self.source_name}: {contig}:{start}-{stop} lies outside the contig; it has {found.length:,} bases"
             )
         return self.raw[found.offset + start : found.offset + stop]
-
-    def _near(self, name: str) -> str:
-        other = name[3:] if name.lower().startswith("chr") else f"chr{name}"
-        if other in self._by_name:
-            habit = "without" if len(other) < len(name) else "with"
-            return f"this genome writes its names {habit} 'chr': did you mean {other!r}?"
-        if same := [known for known in self.names if _bare(known) == _bare(name)]:
-            return f"did you mean {same[0]!r}?"
-        if near := difflib.get_close_matches(name, self.names, n=3):
-            return f"did you mean {' or '.join(repr(match) for match in near)}?"
-        shown = ", ".join(self.names[:5])
-        return f"it has {shown}{f' and {len(self.contigs) - 5:,} more' if len(self.contigs) > 5 else ''}"
-
-
-def _bare(name: str) -> str:
-    """A contig's name without what people leave out: chr, leading zeros, a version."""
-    return re.sub(r"^(chr|chromosome)?[_-]?0*|\.\d+$", "", name.lower())
 
 
 def prepare_store(source: Path | str, root: Path | str, progress: bool = True) -> GenomeStore:
