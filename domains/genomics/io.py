@@ -66,17 +66,22 @@ def read_records(path: Path | str, progress: bool = False) -> Iterator[Record]:
             raise UserError(f"{path}: {_after(seen)}the gzip file is damaged; copy or download it again") from None
 
 
-def check_readable(path: Path) -> None:
-    """Make sure that ``path`` is a file that can be opened and holds something, or raise a UserError."""
+def check_readable(path: Path, kinds: str = "FASTA or GenBank") -> None:
+    """Make sure that ``path`` is a file that can be opened and holds something, or raise a UserError.
+
+    Args:
+        path: the file.
+        kinds: the formats that it may have, for messages.
+    """
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise UserError(f"{path}: is a folder; give the FASTA or GenBank file in it")
+            raise UserError(f"{path}: is a folder; give the {kinds} file in it")
         if not stat.S_ISREG(mode):  # it is read twice, and opening a pipe may wait for ever
             raise UserError(f"{path}: is a pipe or a device, not a file; write what comes from it to a file first")
         with path.open("rb") as file:
             if not file.read(1):
-                raise UserError(f"{path}: the file is empty; give a FASTA or GenBank file")
+                raise UserError(f"{path}: the file is empty; give a {kinds} file")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except OSError as error:
@@ -94,11 +99,7 @@ def write_fasta(path: Path | str, records: Iterable[tuple[str, bytes | str]], wi
 
 
 def _parse(path: Path, file: io.BufferedReader) -> Iterator[tuple[str, bytes]]:
-    head = file.peek(64)
-    if head.startswith(_GZIP_MAGIC):
-        if head[3] & 4 and head[12:14] == b"BC":  # bgzip: a file cut between two of its blocks is still valid gzip
-            _check_bgzip_end(path)
-        file = io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER)
+    file = unpacked(path, file)
     start = _first_text(path, file)
     if start.startswith(b">"):
         return _parse_fasta(file)
@@ -108,6 +109,20 @@ def _parse(path: Path, file: io.BufferedReader) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"{path}: looks like FASTQ reads; give an assembled genome as FASTA")
     shown = start.split(b"\n")[0][:20].decode("latin-1").strip()
     raise UserError(f"{path}: text before the first '>' ({shown!r}); a FASTA file starts with a '>name' line")
+
+
+def unpacked(path: Path, file: io.BufferedReader) -> io.BufferedReader:
+    """What a file holds, whether it is plain, gzip or bgzip; told by content.
+
+    Raises:
+        UserError: a bgzip file without its end marker. What gzip itself finds comes as its own errors, when read.
+    """
+    head = file.peek(64)
+    if not head.startswith(_GZIP_MAGIC):
+        return file
+    if head[3] & 4 and head[12:14] == b"BC":  # bgzip: a file cut between two of its blocks is still valid gzip
+        _check_bgzip_end(path)
+    return io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER)
 
 
 def _first_text(path: Path, file: io.BufferedReader) -> bytes:
