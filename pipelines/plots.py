@@ -140,6 +140,56 @@ def by_step(steps: Sequence[int], values: Mapping[str, Sequence[float]], *, labe
     return figure
 
 
+def by_context(contexts: Sequence[float], values: Mapping[str, Sequence[float]], *, label: str, x: str) -> Figure:
+    """A measure of several methods by how much they know of what came before, on a logarithmic axis named ``x``."""
+    figure, axes = _figure(6.4, 4.0)
+    for (name, numbers), colour, mark in zip(values.items(), _COLOURS, _MARKS, strict=False):
+        axes.plot(contexts, numbers, marker=mark, label=name, color=colour, markersize=5, linewidth=1.0)
+    axes.set(xlabel=x, ylabel=label, xscale="log")
+    axes.set_xticks(list(contexts), [f"{context:,.0f}" for context in contexts], fontsize="small")
+    axes.set_xticks([], minor=True)
+    axes.legend(frameon=False)
+    return figure
+
+
+def confusion_plot(labels: Sequence[str], counts: Sequence[Sequence[int]], *, title: str = "") -> Figure:
+    """What was called what: counts by true label (rows) and told label (columns), coloured by share of the row."""
+    size = 1.8 + 0.42 * max(len(labels), 3)
+    figure, axes = _figure(size, size)
+    shares = [[count / max(sum(row), 1) for count in row] for row in counts]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            if count:
+                shade = "white" if shares[i][j] > 0.6 else "black"
+                axes.text(j, i, f"{count:,}", ha="center", va="center", color=shade, fontsize="small")
+    places = range(len(labels))
+    axes.set(xlabel="told", ylabel="true", yticks=places, yticklabels=labels, title=title)
+    axes.set_xticks(places, labels, rotation=45, ha="right", rotation_mode="anchor")
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def spectrogram_plot(samples: Any, rate: int, *, title: str = "") -> Figure:
+    """The spectrogram of a sound in dB, over its waveform.
+
+    Args:
+        samples: float (l,), from -1 to 1.
+        rate: samples per second.
+        title: above the plot.
+    """
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    wave, spectrum = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
+    wave.plot([i / rate for i in range(len(samples))], samples, color=_COLOURS[0], linewidth=0.4)
+    wave.set(ylim=(-1, 1), title=title)
+    window = min(512, max(16, len(samples) // 2))
+    heard = [sample + 1e-6 * (i % 2) for i, sample in enumerate(samples)]  # silence has no logarithm
+    spectrum.specgram(heard, NFFT=window, Fs=rate, noverlap=window * 3 // 4, cmap="magma", vmin=-140, vmax=-30)
+    spectrum.set(xlabel="seconds", ylabel="Hz", xlim=(0, len(samples) / rate))
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, atomically; the folder is made when missing."""
     path.parent.mkdir(parents=True, exist_ok=True)

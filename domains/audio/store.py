@@ -19,6 +19,7 @@ from domains.audio.checks import label_notes
 from domains.audio.clips import Source, find_clips
 from domains.audio.config import SourceConfig
 from domains.audio.io import RATES
+from domains.audio.loudness import level_gain
 from domains.audio.prepare import FORMAT, REJECTS, SAMPLES, Clip, write_store
 from domains.audio.sample import sample_clips
 from domains.audio.tokens import encode
@@ -125,10 +126,8 @@ class AudioStore:
 
         Less where the peak would pass 1. Dividing by it gives back the loudness of the recording.
         """
-        if level_db is None:
-            return 1.0
         clip = self.clips[i]
-        return float(min(10 ** ((level_db - clip.rms_db) / 20), 1 / clip.peak))
+        return level_gain(clip.rms_db, clip.peak, level_db)
 
     def summary(self) -> str:
         """One line about the clips, for people."""

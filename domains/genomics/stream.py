@@ -1,7 +1,7 @@
 """Scoring a sequence of any length in the memory of two chunks: the state carries on, the next chunk is read ahead."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from domains.genomics.module import base_log_probs
 from domains.genomics.tokens import BASES, BOS, reverse_complement
+from domains.hardware import full_precision
 from mamba_core import CausalLM, State, stream
 
 Reader = Callable[[int, int], np.ndarray]  # (start, stop) -> uint8 tokens (stop - start,) of the forward strand
@@ -20,17 +21,6 @@ class Scored(NamedTuple):
 
     start: int
     log_probs: np.ndarray  # float32 (n,), nats; NaN where the base is not A, C, G or T
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32: with it, ten bits of mantissa would make results depend on the size of the matrices, so on the chunk."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 class Scorer(nn.Module):
@@ -49,7 +39,7 @@ class Scorer(nn.Module):
         self.context = context
 
     @torch.inference_mode()
-    @_full_precision()
+    @full_precision()
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Score the next tokens, in float32 where the weights are, without TF32.
 

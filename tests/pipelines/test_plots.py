@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from pipelines.plots import (
+    by_context,
     by_part,
     by_step,
+    confusion_plot,
     coverage_plot,
     fan_chart,
     pit_histogram,
     save_figure,
+    spectrogram_plot,
     training_curve,
 )
 
@@ -83,3 +86,31 @@ def test_measures_by_step(tmp_path: Path, steps: int) -> None:
     assert len(figure.axes[0].lines[0].get_xydata()) == steps
     assert figure.axes[0].get_ylabel() == "CRPS (per cent)"
     assert save_figure(figure, tmp_path / "steps.png").stat().st_size > 1000
+
+
+def test_a_confusion_plot_shows_counts_by_true_and_told_label(tmp_path: Path) -> None:
+    figure = confusion_plot(["kick", "snare", "hat"], [[3, 1, 0], [0, 0, 0], [2, 0, 1234]], title="model")
+    axes = figure.axes[0]
+    told = {(round(text.get_position()[1]), round(text.get_position()[0])): text.get_text() for text in axes.texts}
+    assert told == {(0, 0): "3", (0, 1): "1", (2, 0): "2", (2, 2): "1,234"}
+    np.testing.assert_allclose(axes.images[0].get_array()[0], [0.75, 0.25, 0.0])
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["kick", "snare", "hat"]
+    assert save_figure(figure, tmp_path / "confusion.png").stat().st_size > 1000
+
+
+def test_a_measure_by_context_has_a_logarithmic_axis() -> None:
+    figure = by_context([1024, 65536], {"model": [3.6, 3.5], "linear": [3.9, 3.9]}, label="bits", x="samples")
+    axes = figure.axes[0]
+    assert axes.get_xscale() == "log"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1,024", "65,536"]
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[1024, 3.6], [65536, 3.5]])
+
+
+@pytest.mark.parametrize("length", [30, 8000])
+def test_a_spectrogram_is_brightest_where_the_tone_is(length: int) -> None:
+    figure = spectrogram_plot(0.5 * np.sin(2 * np.pi * 2000 * np.arange(length) / 16000), 16000, title="a tone")
+    image = figure.axes[1].images[0]
+    assert figure.axes[0].get_title() == "a tone"
+    picture = np.asarray(image.get_array())[::-1]  # low frequencies first
+    hertz = picture.mean(axis=1).argmax() / (len(picture) - 1) * 8000
+    assert abs(hertz - 2000) <= 8000 / (len(picture) - 1)
