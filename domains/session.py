@@ -141,7 +141,7 @@ class Session:
             KeyboardInterrupt: Ctrl-C; a checkpoint holds all the work once training has begun.
         """
         run, config = self.run, self.config
-        if getattr(data, "share", WHOLE) != self.share:
+        if self.share.processes > 1 and getattr(data, "share", WHOLE) != self.share:
             raise UserError(f"trainer.devices={config.trainer.devices}: {self.domain} trains on one device")
         self.share.check_model(task.model)
         if not self.share.first:

@@ -72,7 +72,7 @@ def in_segments(
         function: called with a stretch of the sequences and the state before it (None: fresh, of the first alone);
             returns sums over its positions, () each, and the state behind it. Head and loss belong inside, or logits
             would exist for the whole length. It must give the same numbers when called again: no dropout.
-        parameters: what ``function`` depends on beside its arguments. A tensor left out gets no gradient.
+        parameters: what ``function`` depends on beside its arguments.
         sequences: (b, l, ...) each, without gradient; all are cut along l.
         state: before the first token. Its floating-point tensors get gradients, seq_idx and the like do not.
         length: tokens of a segment; the last may be shorter.
@@ -86,7 +86,7 @@ def in_segments(
 
     Raises:
         ValueError: a count below 1, an unknown place for border states, sequences of different lengths, or one that
-            wants a gradient.
+            wants a gradient; ``function`` depends on a tensor that wants a gradient and is not among ``parameters``.
     """
     if length < 1 or (truncate_every is not None and truncate_every < 1):
         raise ValueError(f"length={length}, truncate_every={truncate_every}: must be at least 1")
@@ -154,6 +154,34 @@ class _Graph:
     incoming: State | None
     sums: Sums
     outgoing: State
+
+    def check_leaves(self, parameters: list[Tensor]) -> None:
+        """Make sure that every tensor the outputs depend on gets its gradient, or raise a ValueError.
+
+        The graph is walked once a call, for the last segment: a millisecond beside the seconds of a step.
+        """
+        known = {id(tensor) for tensor in parameters}
+        if self.incoming is not None:
+            known |= {id(tensor) for tensor in self.incoming.values()}
+        outputs = [*self.sums, *self.outgoing.values()]
+        waiting = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
+        seen = set(waiting)
+        missing: dict[int, Tensor] = {}
+        while waiting:
+            node = waiting.pop()
+            leaf = getattr(node, "variable", None)  # of a node that accumulates into a leaf
+            if leaf is not None and id(leaf) not in known:
+                missing[id(leaf)] = leaf
+            for follower, _ in node.next_functions:
+                if follower is not None and follower not in seen:
+                    seen.add(follower)
+                    waiting.append(follower)
+        if missing:
+            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in list(missing.values())[:3])
+            raise ValueError(
+                f"in_segments: the sums depend on {len(missing)} tensors that want a gradient and are not among "
+                f"parameters (of shape {shapes}{', ...' if len(missing) > 3 else ''}); give all, or freeze them"
+            )
 
     def gradients(
         self, of_sums: tuple[Tensor | None, ...], of_state: Gradients, parameters: list[Tensor]
@@ -261,6 +289,7 @@ class _Segments(torch.autograd.Function):
             more, state = run.pass_by(i, state)
             sums = _add(sums, more)
         ctx.run, ctx.graph = run, run.record(last, state)
+        ctx.graph.check_leaves(run.parameters)
         run.final = ctx.graph.outgoing.detach()
         sums = tuple(total + one.detach() for total, one in zip(sums, ctx.graph.sums, strict=True))
         ctx.mark_non_differentiable(*(total for total in sums if not total.is_floating_point()))

@@ -63,6 +63,7 @@ class StreamPool:
         self._free = list(range(slots))  # a heap: open streams lie side by side as far as may be
         self._slots: dict[Hashable, int] = {}
         self._documents: dict[Hashable, int] = {}  # seq_idx that a stream goes on with
+        self._lost: set[Hashable] = set()  # streams whose state is unknown since a call of the model failed
 
     def __len__(self) -> int:
         """Open streams."""
@@ -101,15 +102,16 @@ class StreamPool:
         """
         slot = self._slot(stream)
         del self._slots[stream], self._documents[stream]
+        self._lost.discard(stream)
         heapq.heappush(self._free, slot)
 
     def state(self, stream: Hashable) -> State:
         """A copy of where a stream is, one row, for :meth:`State.save` and :meth:`open`.
 
         Raises:
-            ValueError: it is not open.
+            ValueError: it is not open, or its state was lost (see :meth:`feed`).
         """
-        slot = self._slot(stream)
+        slot = self._readable(stream)
         return self._state.rows(slice(slot, slot + 1)).clone()
 
     @torch.no_grad()
@@ -126,11 +128,21 @@ class StreamPool:
 
         Raises:
             ValueError: a stream that is not open, or an empty chunk; nothing has been read then.
+            Exception: whatever the model raises (no memory, a token outside its vocabulary). How far the streams of
+                this call were read is unknown then: they can be closed and opened again from a saved state, and any
+                other use of them is a ValueError. The others are as they were.
         """
         for stream, chunk in chunks.items():
-            self._slot(stream)
+            self._readable(stream)
             if not len(chunk):
                 raise ValueError(f"stream {stream!r}: its chunk is empty; leave out a stream that has nothing new")
+        try:
+            return self._feed(chunks)
+        except BaseException:
+            self._lost.update(chunks)
+            raise
+
+    def _feed(self, chunks: Chunks) -> dict[Hashable, Tensor]:
         told: dict[Hashable, list[Tensor]] = {stream: [] for stream in chunks}
         for start in range(0, max(map(len, chunks.values()), default=0), self.length):
             cut = slice(start, start + self.length)
@@ -189,6 +201,12 @@ class StreamPool:
         if stream not in self._slots:
             raise ValueError(f"stream {stream!r} is not open")
         return self._slots[stream]
+
+    def _readable(self, stream: Hashable) -> int:
+        """The slot of an open stream whose state is known."""
+        if stream in self._lost:
+            raise ValueError(f"stream {stream!r}: reading it failed; close it, and open it from a saved state")
+        return self._slot(stream)
 
 
 def _document(state: State) -> int:

@@ -31,11 +31,16 @@ def stream(
         for each chunk, y (b, l, ...) and the state behind it, both on the model's device. Both are new tensors: they
         may be kept, and later chunks leave them as they are. Whatever reading raises is raised here; closing the
         iterator, or dropping it, ends the thread.
+
+    Raises:
+        ValueError: a chunk is empty; what came before it has been read.
     """
     device = next(model.parameters()).device
     state = None if state is None else state.to(device)
     with closing(prefetch(chunks, device)) as arriving:
         for x in arriving:
+            if not x.shape[1]:
+                raise ValueError("stream: a chunk is empty; leave it out")
             with torch.no_grad():
                 y, state = model(x, state)
             del x  # two chunks are alive at most, and one y

@@ -326,6 +326,17 @@ def test_settings_without_sense_are_named(options: dict, message: str) -> None:
         in_segments(loss_of(lm), lm.parameters(), batch_of(), **options)
 
 
+def test_a_parameter_left_out_is_noticed() -> None:
+    """It would get no gradient, silently. One that is frozen is no matter, nor are those of an initial state."""
+    lm, batch = small_lm("mamba2"), batch_of()
+    state = state_amid_a_document(lm)
+    forgotten = [p for name, p in lm.named_parameters() if name != "backbone.layers.0.mixer.D"]
+    with pytest.raises(ValueError, match=r"depend on 1 tensors .* not among parameters \(of shape \(\d+,\)\)"):
+        in_segments(loss_of(lm), forgotten, batch, state, length=5)
+    lm.backbone.layers[0].mixer.D.requires_grad_(False)
+    in_segments(loss_of(lm), forgotten, batch, state, length=5)
+
+
 def test_sequences_that_cannot_be_cut_are_refused() -> None:
     lm, batch = model("mamba2"), batch_of()
     with pytest.raises(ValueError, match="of one length"):

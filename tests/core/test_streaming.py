@@ -281,6 +281,34 @@ def test_inference_mode_makes_no_difference() -> None:
     assert pool.feed({}) == {}
 
 
+def test_what_a_failed_call_leaves_unknown_is_not_gone_on_with() -> None:
+    """Its streams are lost until they are opened anew; the others are as they were."""
+    lm = model()
+    pool = StreamPool(lm, 3, length=4)
+    for name in ("a", "b"):
+        pool.open(name)
+        pool.feed({name: torch.arange(6)})
+    before, saved = pool.state("b"), pool.state("a")
+    wrong = torch.tensor([0, 1, 2, 3, 99])  # outside the vocabulary, in the second call of the model
+    with pytest.raises(IndexError):
+        pool.feed({"a": wrong})
+    for use in (lambda: pool.feed({"a": torch.arange(2)}), lambda: pool.state("a")):
+        with pytest.raises(ValueError, match="stream 'a': reading it failed; close it"):
+            use()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pool.state("b").items())
+    pool.close("a")
+    pool.open("a", saved)
+    alone = StreamPool(lm, 1)
+    alone.open("a", saved)
+    more = {"a": torch.arange(3)}
+    torch.testing.assert_close(pool.feed(more)["a"], alone.feed(more)["a"])
+
+
+def test_an_empty_chunk_is_told() -> None:
+    with pytest.raises(ValueError, match="stream: a chunk is empty"):
+        list(stream(model(), [torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64)]))
+
+
 def test_mistakes_are_told_by_name() -> None:
     lm = model()
     pool = StreamPool(lm, 2)

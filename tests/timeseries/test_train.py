@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from lightning.pytorch import Callback
+from safetensors.torch import load_file
 
 from domains.checkpoint import Terminated
 from domains.config import TrainerConfig
@@ -73,6 +75,15 @@ def terminate() -> None:
 def whole(prices: Path, trained: Path) -> tuple[TrainConfig, tuple[Any, ...]]:
     """A configuration, and what an uninterrupted run of it comes to."""
     return small_config(prices), result(trained.parent)
+
+
+def test_a_run_in_segments_ends_where_the_plain_run_does(prices: Path, trained: Path, tmp_path: Path) -> None:
+    config = small_config(prices)
+    cut = replace(config, trainer=replace(config.trainer, segment_length=24, border_states="cpu"))
+    done = train(cut, tmp_path / "run", progress=False)
+    plain, found = (load_file(folder / "model.safetensors") for folder in (trained, done.model_dir))
+    assert any(not torch.equal(found[name], tensor) for name, tensor in plain.items())  # it was cut
+    assert all((found[name] - tensor).abs().max() < 1e-3 for name, tensor in plain.items())
 
 
 def test_a_run_leaves_its_record(prices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
