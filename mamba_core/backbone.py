@@ -12,12 +12,14 @@ from mamba_core.blocks import Block, RMSNorm
 from mamba_core.mixers import (
     MLP,
     AttentionConfig,
+    Bidirectional,
     Capabilities,
     Mamba1Config,
     Mamba2Config,
     Mixer,
     MixerConfig,
     MLPConfig,
+    ProjectedMixer,
     S4DConfig,
 )
 from mamba_core.mixers.base import check_sizes
@@ -30,12 +32,17 @@ class BackboneConfig:
 
     ``pattern`` names the mixers from the first layer up and is repeated to fill the stack; each name is a field of
     this class that holds that mixer's own configuration.
+
+    ``bidirectional`` makes each of them scan from both ends (:class:`mamba_core.mixers.Bidirectional`), but for MLPs,
+    which take each token alone. ``reverse_complement`` is for models of DNA: see :mod:`mamba_core.reverse_complement`.
     """
 
     d_model: int = 128
     n_layers: int = 4
     pattern: list[str] = field(default_factory=lambda: ["mamba2"])
     norm_eps: float = 1e-5
+    bidirectional: bool = False  # both directions in each mixer, projections shared
+    reverse_complement: bool = False  # weights shared between a sequence and its reverse complement
     mamba1: Mamba1Config = field(default_factory=Mamba1Config)
     mamba2: Mamba2Config = field(default_factory=Mamba2Config)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
@@ -46,8 +53,11 @@ class BackboneConfig:
         """The stack.
 
         Raises:
-            ValueError: a name in ``pattern`` that is no mixer, or sizes that do not fit together.
+            ValueError: a name in ``pattern`` that is no mixer, or has no form in both directions; sizes that do not
+                fit together; or ``reverse_complement``, which asks for tokens that have a complement.
         """
+        if self.reverse_complement:
+            raise ValueError("backbone.reverse_complement=true: is for masked models of DNA alone")
         return Backbone(self)
 
     def build_mixer(self, layer: int) -> Mixer:
@@ -64,7 +74,13 @@ class BackboneConfig:
         name = self.pattern[layer % len(self.pattern)]
         if name not in known:
             raise ValueError(f"backbone.pattern names {name!r}; known mixers: {', '.join(known)}")
-        return known[name].build(self.d_model, self.norm_eps)
+        mixer = known[name].build(self.d_model, self.norm_eps)
+        if not self.bidirectional or isinstance(mixer, MLP):
+            return mixer
+        back = known[name].build(self.d_model, self.norm_eps)
+        if not isinstance(mixer, ProjectedMixer) or not isinstance(back, ProjectedMixer):
+            raise ValueError(f"backbone.bidirectional=true: {name} scans one way alone; use mamba1 or mamba2")
+        return Bidirectional(mixer, back)
 
 
 class Backbone(nn.Module):

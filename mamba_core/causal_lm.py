@@ -16,6 +16,8 @@ class CausalLM(nn.Module):
         self.embedding = nn.Embedding(vocab_size, backbone.d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.backbone = backbone.build()
+        if not self.backbone.capabilities.causal:
+            raise ValueError("backbone.bidirectional=true: a causal model reads in one direction")
         self.head = nn.Linear(backbone.d_model, vocab_size, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
 

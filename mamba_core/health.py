@@ -13,7 +13,14 @@ _MAX_SAMPLES = 2**16  # torch.quantile sorts; more tells no more
 
 
 def _mixers(model: nn.Module) -> list[Mixer]:
-    return [module for module in model.modules() if isinstance(module, Mixer)]
+    """Those of the layers; a mixer that is made of others is one."""
+    found: list[Mixer] = []
+    parts: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, Mixer) and module not in parts:
+            found.append(module)
+            parts.update(module.modules())
+    return found
 
 
 class HealthProbe:
@@ -46,8 +53,8 @@ class HealthProbe:
         @torch.no_grad()
         def hook(mixer: Mixer, args: tuple[Tensor, ...], output: tuple[Tensor, "dict[str, Tensor]"]) -> None:
             _, state = output
-            if "ssm" in state:
-                self._seen[f"{layer}/state_max"] = state["ssm"].abs().max().item()
+            if states := [tensor for name, tensor in state.items() if name.split(".")[-1] == "ssm"]:
+                self._seen[f"{layer}/state_max"] = max(tensor.abs().max().item() for tensor in states)
             dt = mixer.time_steps(args[0])
             if dt is None:
                 return

@@ -54,6 +54,8 @@ class Forecaster(nn.Module):
         width = backbone.d_model
         self.embed = nn.Linear(shape.features, width)
         self.backbone = backbone.build()
+        if not self.backbone.capabilities.causal:
+            raise ValueError("backbone.bidirectional=true: a forecaster knows the past alone")
         self.norm_inputs = nn.LayerNorm(width)
         self.from_history = nn.Linear(width, width)
         self.from_inputs = nn.Linear(shape.features, width)

@@ -69,6 +69,33 @@ class Mixer(nn.Module, ABC):
         return None
 
 
+class ProjectedMixer(Mixer):
+    """A mixer between two projections: ``out_proj(inner(in_proj(x)))``.
+
+    Both are linear and take each token alone, so two mixers that scan in opposite directions can share them.
+    """
+
+    in_proj: nn.Linear
+
+    @abstractmethod
+    def inner(
+        self, projected: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """What stands between the projections: in_proj(x) (b, l, ...) -> y (b, l, d_inner), 0 at padding, and the
+        state; otherwise as :meth:`forward`."""
+
+    @abstractmethod
+    def inner_time_steps(self, projected: Tensor) -> Tensor:
+        """The time steps dt chosen on in_proj(x): (b, l, heads or channels)."""
+
+    def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
+        y, state = self.inner(self.in_proj(x), state, seq_idx=seq_idx)
+        return self.out_proj(y), state
+
+    def time_steps(self, x: Tensor) -> Tensor:
+        return self.inner_time_steps(self.in_proj(x))
+
+
 def check_sizes(where: str, **sizes: float) -> None:
     """A ValueError that names the first of the sizes that is not at least 1."""
     for name, size in sizes.items():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, init_dt_bias, resume
+from mamba_core.mixers.base import Capabilities, ProjectedMixer, check_ranges, check_sizes, init_dt_bias, resume
 from mamba_core.mixers.split import Slice
 from mamba_core.mixers.split_ops import split_conv1d, split_selective_scan
 from mamba_core.ops.arguments import check_limit, working_dtype
@@ -34,7 +34,7 @@ class Mamba1Config:
         return Mamba1(d_model, self)
 
 
-class Mamba1(Mixer):
+class Mamba1(ProjectedMixer):
     """in_proj -> [x, z]; causal convolution of x; x_proj -> [dt, B, C]; selective scan, gated by silu(z); out_proj.
 
     State: ``conv`` (b, d_conv - 1, d_inner), ``ssm`` (b, d_inner, d_state), ``seq_idx`` (b,).
@@ -62,12 +62,14 @@ class Mamba1(Mixer):
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
-    def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
-        state = self.init_state(x.shape[0], x.device) if state is None else state
+    def inner(
+        self, projected: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        state = self.init_state(projected.shape[0], projected.device) if state is None else state
         if self.ranks is not None:
-            return self._forward_split(x, state, Slice(self.ranks, seq_idx, state["seq_idx"]))
+            return self._inner_split(projected, state, Slice(self.ranks, seq_idx, state["seq_idx"]))
         state, last = resume(state, seq_idx)
-        inner, z = self.in_proj(x).chunk(2, dim=-1)
+        inner, z = projected.chunk(2, dim=-1)
         inner, conv = causal_conv1d(inner, self.conv_weight, self.conv_bias, state["conv"], seq_idx)
         dt, B, C = self._select(inner)
         y, ssm = selective_scan(
@@ -83,7 +85,7 @@ class Mamba1(Mixer):
             seq_idx=seq_idx,
             dt_limit=self.config.dt_limit,
         )
-        return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": last})
+        return y, State({"conv": conv, "ssm": ssm, "seq_idx": last})
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         return self._step(x, state, in_place=False)
@@ -103,15 +105,15 @@ class Mamba1(Mixer):
             }
         )
 
-    def time_steps(self, x: Tensor) -> Tensor:
-        inner = self.in_proj(x).chunk(2, dim=-1)[0]
+    def inner_time_steps(self, projected: Tensor) -> Tensor:
+        inner = projected.chunk(2, dim=-1)[0]
         inner, _ = causal_conv1d(inner, self.conv_weight, self.conv_bias)
         dt = self._select(inner)[0].to(self.dt_bias.dtype)
         return F.softplus(dt + self.dt_bias).clamp(*self.config.dt_limit)
 
-    def _forward_split(self, x: Tensor, state: State, own: Slice) -> tuple[Tensor, State]:
+    def _inner_split(self, projected: Tensor, state: State, own: Slice) -> tuple[Tensor, State]:
         """The same for this rank's slice of a sequence; the states are those of the whole."""
-        inner, z = self.in_proj(x).chunk(2, dim=-1)
+        inner, z = projected.chunk(2, dim=-1)
         inner, conv = split_conv1d(own, inner, self.conv_weight, self.conv_bias, state["conv"])
         dt, B, C = self._select(inner)
         y, ssm = split_selective_scan(
@@ -127,7 +129,7 @@ class Mamba1(Mixer):
             state["ssm"],
             self.config.dt_limit,
         )
-        return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": own.last})
+        return y, State({"conv": conv, "ssm": ssm, "seq_idx": own.last})
 
     def _step(self, x: Tensor, state: State, in_place: bool) -> tuple[Tensor, State]:
         inner, z = self.in_proj(x).chunk(2, dim=-1)

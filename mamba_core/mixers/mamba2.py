@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_core.mixers.base import Capabilities, Mixer, check_ranges, check_sizes, init_dt_bias, resume
+from mamba_core.mixers.base import Capabilities, ProjectedMixer, check_ranges, check_sizes, init_dt_bias, resume
 from mamba_core.mixers.split import Slice
 from mamba_core.mixers.split_ops import split_mamba2_inner
 from mamba_core.ops.arguments import check_limit, working_dtype
@@ -35,7 +35,7 @@ class Mamba2Config:
         return Mamba2(d_model, self, norm_eps)
 
 
-class Mamba2(Mixer):
+class Mamba2(ProjectedMixer):
     """in_proj -> [z, x, B, C, dt]; causal convolution of x, B, C; state space; norm of y silu(z); out_proj.
 
     State: ``conv`` (b, d_conv - 1, d_inner + 2 groups d_state), ``ssm`` (b, heads, headdim, d_state), ``seq_idx`` (b,).
@@ -75,19 +75,21 @@ class Mamba2(Mixer):
         self.norm_weight = nn.Parameter(torch.ones(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
-    def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
-        state = self.init_state(x.shape[0], x.device) if state is None else state
+    def inner(
+        self, projected: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        state = self.init_state(projected.shape[0], projected.device) if state is None else state
         weights = (self.conv_weight, self.conv_bias, self._A(), self.D, self.dt_bias, self.norm_weight)
         groups, eps, limit = self.config.groups, self.norm_eps, self.config.dt_limit
         if self.ranks is not None:
             own = Slice(self.ranks, seq_idx, state["seq_idx"])
-            tensors = (self.in_proj(x), *weights, state["conv"], state["ssm"])
+            tensors = (projected, *weights, state["conv"], state["ssm"])
             y, conv, ssm = split_mamba2_inner(own, *tensors, groups=groups, norm_eps=eps, dt_limit=limit)
-            return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": own.last})
+            return y, State({"conv": conv, "ssm": ssm, "seq_idx": own.last})
         state, last = resume(state, seq_idx)
-        tensors = (self.in_proj(x), *weights, state["conv"], state["ssm"])
+        tensors = (projected, *weights, state["conv"], state["ssm"])
         y, conv, ssm = mamba2_inner(*tensors, seq_idx, groups=groups, norm_eps=eps, dt_limit=limit)
-        return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": last})
+        return y, State({"conv": conv, "ssm": ssm, "seq_idx": last})
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         return self._step(x, state, in_place=False)
@@ -108,8 +110,8 @@ class Mamba2(Mixer):
             }
         )
 
-    def time_steps(self, x: Tensor) -> Tensor:
-        dt = self.in_proj(x)[..., -self.heads :].to(self.dt_bias.dtype)
+    def inner_time_steps(self, projected: Tensor) -> Tensor:
+        dt = projected[..., -self.heads :].to(self.dt_bias.dtype)
         return F.softplus(dt + self.dt_bias).clamp(*self.config.dt_limit)
 
     def _step(self, x: Tensor, state: State, in_place: bool) -> tuple[Tensor, State]:
