@@ -64,6 +64,13 @@ def test_every_command_is_shown_and_none_that_there_is_not() -> None:
         assert own - set.intersection(*words.values()) <= shown[name] <= own
 
 
+def test_no_placeholder_is_left() -> None:
+    pattern = r"@[A-Z0-9_]+@|\b(?:TODO|TBD|FIXME|XXX)\b|\?\?"
+    assert re.findall(pattern, "lost @SP500@ bits, TBD") == ["@SP500@", "TBD"]
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "NOTES.md"):
+        assert re.findall(pattern, path.read_text()) == [], path.name
+
+
 def test_links_exist() -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / link).exists(), link

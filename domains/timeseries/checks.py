@@ -17,6 +17,7 @@ EMPTY_FILE = "empty file"
 SERIES_REASONS = ("no observation", "fewer than", "constant series")  # how the reasons of whole series begin
 
 _FLUSH = 1 << 16  # rows
+_LARGEST = 1e100  # returns and levels are squared, prices are not: their logarithms are
 
 
 class Rejects:
@@ -105,6 +106,7 @@ class RowReasons:
         reasons = RowReasons(self.code.copy(), list(self.texts))
         reasons.mark(batch.foreign[column], f"{column} is not a number")
         reasons.mark(np.isinf(values), f"{column} is infinite")
+        reasons.mark(~np.isnan(values) & ~fits(values, kind), f"{column} is too large")
         if kind == "price":
             reasons.mark(values <= 0, f"{column} is not a positive price")
         return reasons
@@ -118,6 +120,11 @@ class RowReasons:
         """The rows with a reason, int64, and their reasons."""
         rows = np.flatnonzero(self.code)
         return rows, [self.texts[code] for code in self.code[rows]]
+
+
+def fits(values: np.ndarray, kind: str) -> np.ndarray:
+    """Where a number can be an observation, bool: it is finite, and its square and sums of that are."""
+    return np.abs(values) <= (np.finfo(np.float64).max if kind == "price" else _LARGEST)
 
 
 def fits_float32(values: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 from domains.config import TrainerConfig
 from mamba_core.backbone import BackboneConfig
 
+CALIBRATION_WINDOW = 250  # outcomes of each series that a new state folder keeps, unless told otherwise
 # Levels of the quantiles that forecasts carry: tails for value at risk, deciles between.
 LEVELS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99)
 
@@ -96,7 +97,9 @@ class ForecastConfig:
     reread: bool = False  # states of another model or window are dropped: data.path holds whole histories
     compare_rows: int = 256  # the last ones of each series, which can come again in any part; may grow
     calibrate: str = "trailing"  # intervals corrected by the last outcomes, 1,000 or more | validation (once) | none
-    calibration_window: int = 250  # outcomes of each series and step ahead; of a new state folder
+    calibration_window: int | None = (
+        None  # outcomes of each series and step; None: as the states have it, or 250
+    )
     paths: int = 0  # sampled futures of each series that are written too; never corrected by calibrate
     path_steps: int = 20  # their length
     seed: int = 0  # of their random numbers

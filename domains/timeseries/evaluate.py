@@ -20,7 +20,7 @@ from domains.errors import UserError
 from domains.hardware import choose_device
 from domains.timeseries.baselines import Baseline, make_baselines
 from domains.timeseries.calibration import ENOUGH, recalibrate
-from domains.timeseries.config import LEVELS, EvaluateConfig, ForecastConfig
+from domains.timeseries.config import CALIBRATION_WINDOW, LEVELS, EvaluateConfig
 from domains.timeseries.data import WARM_UP
 from domains.timeseries.forecasts import Forecasts
 from domains.timeseries.history import History, cumulated
@@ -231,7 +231,7 @@ def _model_forecasts(
     given = (levels, [one.quantiles for one in found], outcomes, rows)
     times = [history.time for history in walk.histories]
     once = [np.concatenate(own) for own in shipped]
-    job = recalibrate(*given, ForecastConfig.calibration_window, minimum=ENOUGH, time=times, otherwise=once)
+    job = recalibrate(*given, CALIBRATION_WINDOW, minimum=ENOUGH, time=times, otherwise=once)
     trailing = recalibrate(*given, config.calibration_window, time=times)
     return {MODEL: plain} | {
         name: replace(plain, quantiles=np.concatenate([q[part] for q, part in zip(corrected, wanted, strict=True)]))

@@ -111,7 +111,8 @@ def check_config(config: ForecastConfig) -> None:
     check_range("path_steps", config.path_steps, 1, 10_000)
     check_seed(config.seed)
     check_range("compare_rows", config.compare_rows, _USUAL, MANY)
-    check_range("calibration_window", config.calibration_window, 1, 100_000)
+    if config.calibration_window is not None:
+        check_range("calibration_window", config.calibration_window, 1, 100_000)
     if config.calibrate not in CALIBRATIONS:
         raise UserError(f"calibrate={config.calibrate}: must be one of {', '.join(CALIBRATIONS)}")
     if config.engine not in ENGINES:
@@ -197,6 +198,7 @@ def _jobs(
             generation=folder.generation + 1,
             config=config,
             compare_rows=folder.compare_rows,
+            calibration_window=folder.calibration_window,
             device=device,
             state=str(folder.file(shard).resolve()),
             before=folder.present(shard),
@@ -206,7 +208,10 @@ def _jobs(
 def _commit(
     output: OutputFolder, folder: StateFolder, done: Sequence[ShardDone], store: SeriesStore, loaded: LoadedModel
 ) -> Forecasted:
-    """The rejects table, the rename after which all of it has happened, and the manifest for readers."""
+    """The rejects table, the rename after which all of it has happened, and the manifest for readers.
+
+    After a reread a model may say again what it said before: then the new forecasts count, and the old ones do not.
+    """
     result = Forecasted(output.path)
     earlier = {name for path in folder.dropped for name in Shard.names_in(path)}
     for one in done:
@@ -218,22 +223,31 @@ def _commit(
         result.paths += [written.file for written in one.paths]
     rejects = [reject for one in done for reject in one.rejects]
     result.rejects = _by_reason(rejects)
+    replaces: list[str] = []
     changed = {one.shard: one.state for one in done if one.state is not None}
     named = output.write_rejects(rejects, folder.generation + bool(changed))
     if changed:
+        lists = {key: [file for one in done for file in getattr(one, key)] for key in ("files", "paths")}
+        for key, files in lists.items():
+            gone, rest = output.superseded(key, files, loaded.hash[:16], folder)
+            replaces += gone
+            files += rest
         run = {
             "out": output.id,
-            "folder": str(output.path),
+            "folder": str(output.path.resolve()),  # a later run may be started elsewhere
             "source": store.source_name,
             "model": loaded.hash[:16],
             "series": result.series,
             "rows": result.rows,
-            "forecasts": [file._asdict() for one in done for file in one.files],
-            "paths": [file._asdict() for one in done for file in one.paths],
+            "forecasts": [file._asdict() for file in lists["files"]],
+            "paths": [file._asdict() for file in lists["paths"]],
+            "replaces": replaces,
         }
         folder.commit(changed, run, output.is_listed)
         result.forgotten = sorted(earlier - set(store.names))
     output.record(folder, named)
+    for file in replaces:
+        (output.path / file).unlink(missing_ok=True)  # after a kill before this, the next run does it
     return result
 
 

@@ -52,7 +52,7 @@ class ShardJob:
         model, store, out: folders.
         shard: its number. series: rows of the store's table of series that belong to it.
         generation: of the run.
-        config: settings. compare_rows: of the state folder.
+        config: settings. compare_rows, calibration_window: of the state folder.
         device: cpu or cuda.
         state: the file that the next state goes to. before: the one that holds the present, None at first.
     """
@@ -65,6 +65,7 @@ class ShardJob:
     generation: int
     config: ForecastConfig
     compare_rows: int
+    calibration_window: int
     device: str
     state: str
     before: Stored | None
@@ -124,7 +125,7 @@ def forecast_shard(job: ShardJob, loaded: LoadedModel, store: SeriesStore) -> Sh
     state = None
     forecast = 0
     if new:
-        parts = [_advance(batch, shard, loaded, job.config) for batch in _batches(new, job.config.rows_at_once)]
+        parts = [_advance(batch, shard, loaded, job) for batch in _batches(new, job.config.rows_at_once)]
         shard = _after(shard, parts)
         calibrated = _calibrated(loaded, shard, job.config)
         tables = [table for part in parts if (table := _forecast(part, calibrated, job.config))]
@@ -232,11 +233,11 @@ class _Advanced(NamedTuple):
 
 
 @torch.no_grad()
-def _advance(batch: list[Given], shard: Shard, loaded: LoadedModel, config: ForecastConfig) -> _Advanced:
+def _advance(batch: list[Given], shard: Shard, loaded: LoadedModel, job: ShardJob) -> _Advanced:
     """Read the new rows of some series."""
-    model, scaler = loaded.model, loaded.scaler
-    carried, before = _before(batch, shard, loaded, config.calibration_window)
-    window, horizon = config.calibration_window, scaler.shape.horizon
+    model, scaler, config = loaded.model, loaded.scaler, job.config
+    window, horizon = job.calibration_window, scaler.shape.horizon
+    carried, before = _before(batch, shard, loaded, window)
     first = np.array([first_kept(one.rows.y[: one.fresh], window, horizon) for one in batch])
     recent = []
     most = config.rows_at_once if len(batch) == 1 else batch[-1].fresh  # a long history comes piece by piece

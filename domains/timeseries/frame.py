@@ -1,17 +1,21 @@
 """Forecasts of a table in memory, without a state kept: for model servers and notebooks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from domains.errors import UserError
+from domains.timeseries.checks import fits, fits_float32
 from domains.timeseries.config import LEVELS
 from domains.timeseries.forecast_shard import ahead_of, is_ripe, observed_rows, tabulate
+from domains.timeseries.io import WORDS
+from domains.timeseries.model import Shape
 from domains.timeseries.stream import Carried, Stretch, stream
 from domains.timeseries.trained import LoadedModel
 from domains.timeseries.transforms import Rows
 
+_WORDS = WORDS | {"<na>": float("nan")}  # as pandas writes it
 _CHUNK = 2048
 _ROWS = 262_144  # read at once
 _NAMES = ("series", "cutoff", "step", "stamp", "last", "centre", "scale", *(f"q{level:g}" for level in LEVELS))
@@ -24,6 +28,7 @@ def forecast_columns(
     y: np.ndarray,
     covariates: dict[str, np.ndarray] | None = None,
     offset: np.ndarray | None = None,
+    target: str = "y",
 ) -> dict[str, np.ndarray]:
     """Read each series from its first row to its last, and forecast behind that.
 
@@ -33,11 +38,12 @@ def forecast_columns(
         loaded: the model, of :func:`domains.timeseries.forecast_shard.load_for_job` for the digits of the batch job.
         names: (n,), the series of each row.
         time: int64 (n,), microseconds since 1970 UTC; sorted within each series or not.
-        y: float64 (n,), observations, NaN where missing. With covariates known in advance, rows at the end of a series
+        y: (n,), observations, NaN or None where missing. With covariates known in advance, rows at the end of a series
             without observation are its schedule.
-        covariates: column to float (n,), those of the model's training.
+        covariates: column to numbers (n,), those of the model's training.
         offset: int (n,), seconds that the clock of each row is ahead of UTC; counts where the training names no zone,
             and is 0 when None.
+        target: what the column of ``y`` is called in messages.
 
     Returns:
         Columns of one row for each series and step ahead, series in the order in which they come: series, cutoff and
@@ -46,25 +52,69 @@ def forecast_columns(
         centre on.
 
     Raises:
-        UserError: a covariate is missing, two rows of a series have the same stamp, an observation is infinite, or a
-            price is not positive.
+        UserError: a covariate is missing, two rows of a series have the same stamp, or a value cannot be used: text, an
+            infinite one, a price that is not positive, a static covariate that changes. The line names column, row and
+            series.
     """
-    if np.isinf(y).any():
-        at = int(np.flatnonzero(np.isinf(y))[0])
-        raise UserError(f"series {names[at]!r}: {y[at]} is not an observation; leave it empty or take the row out")
-    if loaded.scaler.kind == "price" and (y <= 0).any():
-        at = int(np.flatnonzero(y <= 0)[0])
-        raise UserError(f"series {names[at]!r}: {y[at]} is not a positive price; take the row out")
+    y = _observed(target, y, names, loaded.scaler.kind)
+    given = _covariates(loaded.scaler.shape, covariates or {}, names)
     zone = loaded.config.data.zone
     clock = _offsets(time, zone) if zone else np.zeros(len(time)) if offset is None else offset
     own = (time, clock.astype(np.int32), y)
-    groups = [(name, _stretch(loaded, name, rows, *own, covariates or {})) for name, rows in _by_series(names, time)]
+    groups = [(name, _stretch(loaded, name, rows, *own, given)) for name, rows in _by_series(names, time)]
     parts = [_forecast(loaded, batch) for batch in _batches([group for group in groups if group[1].new])]
     joined = {column: [part[column] for part in parts] for column in _NAMES}
     columns = {column: np.concatenate(values) if values else np.zeros(0) for column, values in joined.items()}
     place: dict[Any, int] = {name: i for i, (name, _) in enumerate(groups)}
     order = np.argsort([place[name] for name in columns["series"].tolist()], kind="stable")
     return {column: values[order] for column, values in columns.items()}
+
+
+def _observed(column: str, values: np.ndarray, names: np.ndarray, kind: str) -> np.ndarray:
+    """Observations, float64; refused as the batch job keeps rows aside (:mod:`domains.timeseries.checks`)."""
+    y = _numbers(column, values, names)
+    _refuse(column, ~(np.isnan(y) | fits(y, kind)), y, names, "cannot be used; leave it empty or take the row out")
+    if kind == "price":
+        _refuse(column, y <= 0, y, names, "is not a positive price; take the row out")
+    return y
+
+
+def _covariates(shape: Shape, given: Mapping[str, np.ndarray], names: np.ndarray) -> dict[str, np.ndarray]:
+    """Those of the model, float32 (n,)."""
+    found = {}
+    for column in (*shape.past, *shape.future, *shape.static):
+        if column not in given:
+            raise UserError(f"the table has no column {column!r}, a covariate of the model")
+        values = _numbers(column, given[column], names)
+        wrong = ~(np.isnan(values) | fits_float32(values))
+        _refuse(column, wrong, values, names, "cannot be used; leave it empty or take the row out")
+        found[column] = values.astype(np.float32)
+    return found
+
+
+def _numbers(column: str, values: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """A column as float64, NaN where nothing is written."""
+    values = np.asarray(values)
+    if values.dtype.kind in "biuf":
+        return values.astype(np.float64)
+    found = np.full(len(values), np.nan)
+    for row, value in enumerate(values.tolist() if values.dtype.kind == "U" else values):
+        try:
+            word = _WORDS.get(str(value).strip().lower())
+            found[row] = float(value) if word is None else word
+        except (TypeError, ValueError):
+            raise _wrong(column, row, value, names, "is no number; leave it empty or take the row out") from None
+    return found
+
+
+def _refuse(column: str, where: np.ndarray, values: np.ndarray, names: np.ndarray, why: str) -> None:
+    if where.any():
+        row = int(np.argmax(where))
+        raise _wrong(column, row, float(values[row]), names, why)
+
+
+def _wrong(column: str, row: int, value: object, names: np.ndarray, why: str) -> UserError:
+    return UserError(f"column {column}, row {row + 1} (series {names[row]!r}): {value!r} {why}")
 
 
 def _by_series(names: np.ndarray, time: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -90,15 +140,16 @@ def _stretch(
 ) -> Stretch:
     """All rows of a series, with a forecast wanted behind the last that has come."""
     shape, scaler = loaded.scaler.shape, loaded.scaler
-    for column in (*shape.past, *shape.future, *shape.static):
-        if column not in given:
-            raise UserError(f"the table has no column {column!r}, a covariate of the model")
     past, future, static = (
         np.array([given[column][rows] for column in columns], dtype=np.float32).reshape(len(columns), len(rows)).T
         for columns in (shape.past, shape.future, shape.static)
     )
+    lowest = np.fmin.reduce(static)
+    changes = np.flatnonzero(lowest < np.fmax.reduce(static))
+    if len(changes):
+        raise UserError(f"column {shape.static[changes[0]]} (series {name!r}): changes, but is a static covariate")
     own = time[rows]
-    found = Rows(own, offset[rows], y[rows], past, future, static[0])
+    found = Rows(own, offset[rows], y[rows], past, future, lowest)
     count = observed_rows(found.y, scaler)
     return Stretch(ahead_of(found, count, scaler, own[:count]), count, np.arange(max(0, count - 1), count))
 

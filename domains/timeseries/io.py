@@ -20,7 +20,7 @@ Frame = Any  # a polars DataFrame; polars itself is imported late
 _CELLS = 3 << 19  # of a batch: half a million rows of three columns
 _CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt")
 _PARQUET = (".parquet", ".pq")
-_WORDS = {  # what people write for what is no number, in lower case
+WORDS = {  # what people write for what is no number, in lower case
     **dict.fromkeys(("", "na", "n/a", "nan", "null", "none", ".", "-"), float("nan")),
     "true": 1.0,
     "false": 0.0,
@@ -189,7 +189,7 @@ def read_numbers(column: Any) -> tuple[np.ndarray, np.ndarray]:
     if foreign.any():  # a second look, at these alone: blanks around numbers, words for nothing, yes and no
         rows = np.flatnonzero(foreign)
         rest = text.gather(rows).str.strip_chars().str.to_lowercase()
-        words = rest.replace_strict(list(_WORDS), list(_WORDS.values()), default=None, return_dtype=pl.Float64)
+        words = rest.replace_strict(list(WORDS), list(WORDS.values()), default=None, return_dtype=pl.Float64)
         second = rest.cast(pl.Float64, strict=False).zip_with(words.is_null(), words)
         numbers[rows] = second.fill_null(float("nan")).to_numpy()
         foreign[rows] = second.is_null().to_numpy()

@@ -178,22 +178,62 @@ class OutputFolder:
         _write_frame(pl.DataFrame(sorted(rejects), schema=schema, orient="row"), self.path / name)
         return name
 
+    def superseded(
+        self, name: str, new: Sequence[Written], model: str, states: StateFolder
+    ) -> tuple[list[str], list[Written]]:
+        """Files from before a reread in which forecasts of a model stand that have been made again.
+
+        Args:
+            name: files or paths. new: what the present run wrote.
+            model: as the manifest has it.
+            states: before the run is committed.
+
+        Returns:
+            The names of these files, and files of the rest of their rows, written now: other series, which were not in
+            the table or have gone on since. They count once the run does.
+        """
+        import polars as pl
+
+        keys, days = ["series", "cutoff"], {Path(file.file).parent for file in new}
+        entries = [e for e in read_json(self.path / MANIFEST)[name] if e["run"] < states.reread and e["model"] == model]
+        entries = [e for e in entries if Path(e["file"]).parent in days and (self.path / e["file"]).exists()]
+        if not entries:
+            return [], []
+        again = pl.concat([pl.read_parquet(self.path / file.file, columns=keys).unique() for file in new])
+        gone, rest = [], []
+        for old in (Path(entry["file"]) for entry in entries):
+            frame = pl.read_parquet(self.path / old)
+            kept = frame.join(again, on=keys, how="anti", maintain_order="left")
+            if len(kept) == len(frame):
+                continue
+            gone.append(str(old))
+            if len(kept):
+                name = str(old.with_name(f"{old.stem.partition('-rest-')[0]}-rest-{states.generation + 1:08d}.parquet"))
+                rest.append(Written(name, _write_frame(kept, self.path / name)))
+        return gone, rest
+
     def record(self, states: StateFolder, rejects: str | None) -> None:
         """Write the manifest: the files that count, and the series that the last run set aside.
 
-        What the states no longer tell of, as it was listed here before they let it go, stays listed.
+        What the states no longer tell of, as it was listed here before they let it go, stays listed, unless a reread
+        replaced it.
         """
         path = self.path / MANIFEST
         before = read_json(path) if path.exists() else {}
         told = {run["generation"] for run in states.runs}
+        own = [run for run in states.runs if run["out"] == self.id]
+        gone = {file for run in own for file in run.get("replaces", ())}
         lists = {}
         for name, key in (("files", "forecasts"), ("paths", "paths")):
-            kept = [e for e in before.get(name, []) if e["run"] <= states.generation and e["run"] not in told]
+            listed = {e["file"]: e for e in before.get(name, [])}
+            kept = [e for e in listed.values() if e["run"] <= states.generation and e["run"] not in told]
+            kept = [e for e in kept if e["file"] not in gone]
             kept += [
                 {**entry, "run": run["generation"], "model": run["model"]}
-                for run in states.runs
-                if run["out"] == self.id
+                for run in own
                 for entry in run.get(key, [])
+                # What a reread replaced is not there when older states are brought back.
+                if entry["file"] in listed or (self.path / entry["file"]).exists()
             ]
             lists[name] = sorted(kept, key=lambda entry: entry["run"])
         table = {"format": FORMAT, "id": self.id, "states": states.id, **lists, "rejects": rejects}

@@ -25,7 +25,7 @@ from domains.errors import UserError
 from domains.files import atomic_file, find_temporaries, locked_folder
 from domains.folder import read_json, write_json
 from domains.timeseries.absorbed import FACTS, Absorbed
-from domains.timeseries.config import ForecastConfig
+from domains.timeseries.config import CALIBRATION_WINDOW, ForecastConfig
 from domains.timeseries.stream import Carried
 from domains.timeseries.trailing import Trailing
 from domains.timeseries.transforms import Running
@@ -34,6 +34,7 @@ from mamba_core.state import State
 FORMAT = 2
 MANIFEST = "manifest.json"
 KEPT_RUNS = 100  # that the manifest tells of, at least
+_WRITTEN = ("forecasts", "paths")  # lists of the files that a run wrote
 _MODEL, _TRAILING = "model.", "trailing."  # prefixes of the backbone's tensors, and of what trails
 _KINDS = {"id": str, "model": str, "shards": int, "generation": int, "files": dict, "runs": list}
 _ADDED = {"calibration_window": int, "compare_rows": int}  # since format 1
@@ -160,6 +161,16 @@ class StateFolder:
         return int(self.manifest["compare_rows"])
 
     @property
+    def calibration_window(self) -> int:
+        """Outcomes of each series and step ahead that are kept."""
+        return int(self.manifest["calibration_window"])
+
+    @property
+    def reread(self) -> int:
+        """The generation with which whole histories were last read anew; 0 when they never were."""
+        return int(self.manifest.get("reread", 0))
+
+    @property
     def runs(self) -> list[dict[str, Any]]:
         """What the last of these runs wrote, as given to :meth:`commit`, with the generation of each."""
         return list(self.manifest["runs"])
@@ -184,7 +195,7 @@ class StateFolder:
 
         Args:
             files: by shard.
-            run: what the run wrote.
+            run: what the run wrote. Files of earlier runs that it ``replaces`` are no longer told of.
             is_listed: whether what an earlier run wrote is listed elsewhere, too; the oldest of these are let go.
         """
         entries = dict(self.manifest["files"])
@@ -195,7 +206,8 @@ class StateFolder:
                 "bytes": stored.bytes,
             }
         generation = self.generation + 1
-        runs = [{**earlier, "listed": earlier.get("listed") or is_listed(earlier)} for earlier in self.runs]
+        runs = [_without(earlier, run) for earlier in self.runs]
+        runs = [{**earlier, "listed": earlier.get("listed") or is_listed(earlier)} for earlier in runs]
         runs = [earlier for earlier in runs[: 1 - KEPT_RUNS] if not earlier["listed"]] + runs[1 - KEPT_RUNS :]
         runs.append({"generation": generation, **run})
         manifest = {**self.manifest, "generation": generation, "files": entries, "runs": runs}
@@ -212,9 +224,9 @@ def open_states(path: Path, model: str, series: int, config: ForecastConfig) -> 
         path: the folder.
         model: hash of the model that the states belong to.
         series: how many a new folder is made for.
-        config: settings. ``series_per_shard`` and ``calibration_window`` are those of a new folder, ``compare_rows``
-            may grow. With ``reread``, states of another model or window are forgotten with the next commit, so that
-            whole histories are read anew.
+        config: settings. ``series_per_shard`` is that of a new folder, ``calibration_window`` stays what it is there
+            unless told otherwise, and ``compare_rows`` may grow. With ``reread``, states of another model or window are
+            forgotten with the next commit, so that whole histories are read anew.
 
     Raises:
         UserError: another process works there; it holds other files; or states of another model, window or version
@@ -225,10 +237,11 @@ def open_states(path: Path, model: str, series: int, config: ForecastConfig) -> 
     path.mkdir(parents=True, exist_ok=True)
     busy = "another forecast job is at work there; wait for it, or choose another state folder"
     shards = max(1, -(-series // config.series_per_shard), min(_SPREAD, series // _FEWEST))
-    kept = {"calibration_window": config.calibration_window, "compare_rows": config.compare_rows}
-    new = {"format": FORMAT, "model": model, "shards": shards, **kept, "files": {}}
     with locked_folder(path, busy) as alone:
         manifest = _read_manifest(path)
+        window = _window(manifest) if config.calibration_window is None else config.calibration_window
+        kept = {"calibration_window": window, "compare_rows": config.compare_rows}
+        new = {"format": FORMAT, "model": model, "shards": shards, **kept, "files": {}}
         if manifest is None:
             manifest = {"id": secrets.token_hex(8), **new, "generation": 0, "runs": []}
             write_json(path / MANIFEST, manifest)
@@ -241,10 +254,17 @@ def open_states(path: Path, model: str, series: int, config: ForecastConfig) -> 
             )
         if problem or not manifest["files"]:  # what a run that never committed said counts for nothing
             dropped = tuple(path / entry["name"] for entry in manifest["files"].values())
-            yield StateFolder(path, {**manifest, **new}, dropped)
+            again = {"reread": manifest["generation"] + 1} if dropped else {}
+            yield StateFolder(path, {**manifest, **new, **again}, dropped)
         else:
             rows = max(manifest["compare_rows"], config.compare_rows)
             yield StateFolder(path, {**manifest, "compare_rows": rows})
+
+
+def _window(manifest: Mapping[str, Any] | None) -> int:
+    """Outcomes of each series that are kept where nobody says: as many as there, in whatever states there are."""
+    known = manifest.get("calibration_window") if manifest and manifest["files"] else None
+    return CALIBRATION_WINDOW if known is None else int(known)
 
 
 def _other_states(manifest: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
@@ -255,8 +275,15 @@ def _other_states(manifest: Mapping[str, Any], new: Mapping[str, Any]) -> str | 
         return f"holds states of another model ({manifest['model'][:12]}); give "
     window = manifest["calibration_window"]
     if window != new["calibration_window"]:
-        return f"keeps {window} outcomes of each series; give calibration_window={window}, "
+        return f"keeps {window} outcomes of each series; leave out calibration_window, or give "
     return None
+
+
+def _without(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier run wrote, but for what a later one into the same folder replaced."""
+    gone = set(run.get("replaces", ())) if run["out"] == earlier["out"] else set()
+    lists = {key: [entry for entry in earlier.get(key, []) if entry["file"] not in gone] for key in _WRITTEN}
+    return {**earlier, **lists} if gone else dict(earlier)
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

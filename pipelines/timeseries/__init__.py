@@ -106,16 +106,16 @@ TIMESERIES = Domain(
             about="Keeps a state of fixed size for each series in the folder state, so that the next run reads only "
             "rows that it has not seen, however long the history. Rows that come again are compared and skipped; a "
             "series whose past has changed is refused by name. A run that was killed is simply run again: each "
-            "forecast is written once.",
+            "forecast is written once. Series without new rows are not forecast again, whatever is asked for.",
             options=(
                 _MODEL,
                 _PATH,
                 ("out", "folder of the forecasts, Parquet by date of the cut-off"),
                 ("state", "folder of what is kept of each series"),
                 ("calibrate", "trailing: intervals corrected by the last outcomes; validation: once; none (trailing)"),
-                ("calibration_window", "outcomes of each series that count; of a new state folder (250)"),
+                ("calibration_window", "outcomes of each series that count (as the states have it; of new ones 250)"),
                 ("compare_rows", "the last rows of each series, which can come again in any part (256)"),
-                ("paths", "sampled futures of each series, written to paths/ in the folder out (0)"),
+                ("paths", "sampled futures of each series with new rows, written to paths/ in the folder out (0)"),
                 ("path_steps", "their length (20); seed decides them"),
                 ("reread", "true drops states of another model or window; data.path holds whole histories (false)"),
                 ("engine", "local, or ray with pip install '.[ray]' (local)"),

@@ -69,6 +69,7 @@ def forecast(root: ForecastRoot, invocation: Invocation) -> Outcome:
     config = narrow(ForecastConfig, root)
     done = forecasting.forecast(place.folder, store, out, states, config, device=root.device)
     told = [f"{done.series:,} series, {done.rows:,} new rows"]
+    told += [_nothing_new(root)] if done.repeated and not done.rows else []
     told += [f"{root.paths:,} paths of {root.path_steps:,} steps of each, in paths/"] if done.paths else []
     told += [f"{done.repeated:,} rows that were absorbed before"] if done.repeated else []
     told += [f"{done.unseen:,} series that the model was not trained on"] if done.unseen else []
@@ -79,6 +80,16 @@ def forecast(root: ForecastRoot, invocation: Invocation) -> Outcome:
     told += [f"{count:,} rows or series kept aside: {reason}" for reason, count in sorted(store.rejects.items())]
     lines = [f"forecasts: {done.out} ({told[0]})", *(f"  {line}" for line in told[1:])]
     return Outcome("\n".join(lines), (f"read the files that {done.out / 'manifest.json'} lists, with polars for one",))
+
+
+def _nothing_new(root: ForecastRoot) -> str:
+    """What it means that there were no new rows, also for what was asked for."""
+    asked = [f"paths={root.paths}"] if root.paths else []
+    asked += [f"calibrate={root.calibrate}"] if root.calibrate != ForecastConfig.calibrate else []
+    line = "nothing new, so nothing was forecast or written"
+    if asked:
+        line += f": {' and '.join(asked)} will count when rows come (now: with new out and state folders)"
+    return line
 
 
 def import_run(root: ImportRunRoot, invocation: Invocation) -> Outcome:

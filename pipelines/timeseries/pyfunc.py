@@ -31,7 +31,8 @@ class SeriesForecaster(PythonModel):
         """One row for each series and step ahead; see :func:`domains.timeseries.frame.forecast_columns`.
 
         Raises:
-            UserError: a column, a name or a stamp is missing, or two rows of a series have the same stamp.
+            UserError: a column, a name or a stamp is missing, two rows of a series have the same stamp, or a value
+                cannot be used; the line names column, row and series.
         """
         data, shape = self._loaded.config.data, self._loaded.scaler.shape
         names = [*shape.past, *shape.future, *shape.static]
@@ -44,8 +45,8 @@ class SeriesForecaster(PythonModel):
         parts = []
         for target in data.target:
             series = frame[data.id].astype(str) + (f"/{target}" if len(data.target) > 1 else "")
-            y = frame[target].to_numpy(np.float64)
-            found = forecast_columns(self._loaded, series.to_numpy(object), stamps, y, covariates, offset)
+            y = frame[target].to_numpy()
+            found = forecast_columns(self._loaded, series.to_numpy(object), stamps, y, covariates, offset, target)
             parts.append(pd.DataFrame(found))
         table = pd.concat(parts, ignore_index=True)
         return table.assign(**{name: pd.to_datetime(table[name], unit="us") for name in ("cutoff", "stamp")})

@@ -184,7 +184,13 @@ def test_the_mlflow_model_reads_the_clock_that_stamps_are_written_on(whole: Path
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("y", float("inf"), "series 'A': inf is not an observation"),
+        ("y", float("inf"), r"column y, row 3 \(series 'A'\): inf cannot be used; leave it empty or take the row out"),
+        ("y", "dear", r"column y, row 3 \(series 'A'\): 'dear' is no number; leave it empty or take the row out"),
+        ("y", -1.0, r"column y, row 3 \(series 'A'\): -1.0 is not a positive price; take the row out"),
+        ("volume", float("inf"), r"column volume, row 3 \(series 'A'\): inf cannot be used"),
+        ("holiday", 1e308, r"column holiday, row 3 \(series 'A'\): 1e\+308 cannot be used"),
+        ("size", "large", r"column size, row 3 \(series 'A'\): 'large' is no number"),
+        ("size", 2.0, r"column size \(series 'A'\): changes, but is a static covariate"),
         ("ds", None, "column ds: row 3 is empty; take the row out"),
         ("unique_id", None, "column unique_id: row 3 is empty; take the row out"),
         ("ds", "yesterday noon", "column ds: holds what is no stamp"),
@@ -195,7 +201,7 @@ def test_the_mlflow_model_refuses_rows_that_say_nothing(
 ) -> None:
     table = pl.read_parquet("panel.parquet").to_pandas()
     if isinstance(value, str):
-        table[column] = table[column].astype(str)
+        table[column] = table[column].astype(str if column == "ds" else object)
     table.loc[2, column] = value
     with pytest.raises(ValueError, match=message):
         pyfunc.predict(table)
@@ -244,6 +250,14 @@ def test_a_second_forecast_reads_new_rows_alone(series_cli: Cli, series_workspac
     assert second.out.splitlines()[0].endswith(f"(4 series, {len(table) - len(earlier)} new rows)")
     assert f"{len(earlier)} rows that were absorbed before" in second.out
     assert "(0 series, 0 new rows)" in third.out
+    assert "  nothing new, so nothing was forecast or written\n" in third.out
+    asked = series_cli(*words, "data.path=panel.parquet", "paths=5", "calibrate=none")
+    assert (
+        "  nothing new, so nothing was forecast or written: paths=5 and calibrate=none will count when rows come (now: "
+        "with new out and state folders)\n" in asked.out
+    )
+    assert "nothing new" not in first.out + second.out
+    assert not (series_workspace / "daily" / "paths").exists()
     table.filter(pl.col("unique_id") != "B").write_parquet(series_workspace / "fewer.parquet")
     again = series_cli(
         *words, f"data.path={series_workspace / 'fewer.parquet'}", "reread=true", "calibration_window=50", "paths=2",

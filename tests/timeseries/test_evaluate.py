@@ -12,7 +12,7 @@ import pytest
 from domains.errors import UserError
 from domains.timeseries.baselines import BASELINES, make_baselines
 from domains.timeseries.calibration import Calibrator
-from domains.timeseries.config import LEVELS, EvaluateConfig, ForecastConfig
+from domains.timeseries.config import CALIBRATION_WINDOW, LEVELS, EvaluateConfig
 from domains.timeseries.evaluate import CALIBRATED, MODEL, SHIPPED, Evaluation, evaluate, unit_of
 from domains.timeseries.history import cumulated
 from domains.timeseries.splits import splits_from_dict
@@ -101,7 +101,7 @@ def test_forecasts_are_also_scored_as_the_batch_job_writes_them(
     table = load_model(trained).calibration.apply(found.found[MODEL].quantiles)
     assert np.array_equal(found.found[SHIPPED].quantiles, table)  # four series: fewer than a thousand outcomes
     monkeypatch.setattr("domains.timeseries.evaluate.ENOUGH", 300)
-    job = run(trained, store, calibration_window=ForecastConfig.calibration_window)
+    job = run(trained, store, calibration_window=CALIBRATION_WINDOW)
     late = found.outcomes.time > np.quantile(found.outcomes.time, 0.5)
     assert np.array_equal(job.found[SHIPPED].quantiles[late], job.found[CALIBRATED].quantiles[late])
     first = found.outcomes.time == found.outcomes.time.min()

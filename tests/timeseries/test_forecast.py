@@ -388,6 +388,52 @@ def test_a_reread_says_which_series_it_forgets(model: Path, tmp_path: Path) -> N
     assert run(other, tmp_path, rows).forgotten == []
 
 
+def test_a_reread_by_the_same_model_replaces_what_it_says_again(model: Path, tmp_path: Path) -> None:
+    """With another window the same cut-offs are forecast anew; each counts once, as the last run has it. What that run
+    does not say again stays: earlier cut-offs, also those in a file with others, and series that the table lacks."""
+    rows, few = panel(), {"calibration_window": 50, "series_per_shard": 2}
+    run(model, tmp_path, between(rows, 0, 200), paths=2, series_per_shard=2)
+    before = run(model, tmp_path, between(rows, 200, 280), paths=2)
+    assert len(before.files) == 2
+    old, old_paths = forecasts_in(tmp_path / "out"), paths_in(tmp_path / "out")
+    gone_on = between(rows, 0, 281).filter((pl.col("unique_id") == "b") | (pl.col("ds") < pl.datetime(2020, 1, 12, 16)))
+    table = gone_on.filter(pl.col("unique_id") != "d")  # b has a row more, d is not there
+    done = run(model, tmp_path, table, reread=True, paths=2, **few)
+    assert done.forgotten == ["d"]
+    found, found_paths = forecasts_in(tmp_path / "out"), paths_in(tmp_path / "out")  # which look for what is twice
+    keys = ["series", "cutoff"]
+    run(model, tmp_path / "alone", table, paths=2, **few)
+    fresh, fresh_paths = forecasts_in(tmp_path / "alone" / "out"), paths_in(tmp_path / "alone" / "out")
+    for now, was, new in ((found, old, fresh), (found_paths, old_paths, fresh_paths)):
+        again = new.select(keys).unique()
+        assert len(was.join(again, on=keys, how="semi")) == len(was) // 4  # two of eight
+        by = [name for name in ("series", "cutoff", "path", "step") if name in now.columns]
+        assert now.equals(pl.concat([was.join(again, on=keys, how="anti"), new]).sort(by))
+    # d comes back, as what it was forecast for then; nothing is there twice.
+    assert run(model, tmp_path, between(rows, 0, 280), paths=2).series == 1
+    assert len(forecasts_in(tmp_path / "out")) == len(found)
+    assert len(paths_in(tmp_path / "out")) == len(found_paths)
+    assert run(model, tmp_path, rows).series == 4
+    forecasts_in(tmp_path / "out")
+
+
+def test_a_reread_that_was_killed_replaces_too(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_states, "KEPT_RUNS", 2)
+    rows = panel()
+    for stop in (200, 210, 220, 420):
+        run(model, tmp_path, between(rows, 0, stop))
+    old = forecasts_in(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        commit = StateFolder.commit
+        patch.setattr(StateFolder, "commit", lambda *args: [commit(*args), 1 / 0])
+        with pytest.raises(ZeroDivisionError):
+            run(model, tmp_path, rows, calibration_window=50, reread=True)
+    run(model, tmp_path, rows)
+    found = forecasts_in(tmp_path / "out")
+    assert len(found) == len(old)
+    assert not found.equals(old)
+
+
 def test_runs_that_the_states_let_go_stay_listed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_states, "KEPT_RUNS", 2)
     rows = make_rows("a", 120, 1)
@@ -464,6 +510,31 @@ def test_an_out_folder_for_each_run(model: Path, tmp_path: Path) -> None:
         store = make_store(tmp_path / "tables", part)
         forecast(model, store, tmp_path / day, tmp_path / "states", ForecastConfig(), device="cpu")
     assert [len(forecasts_in(tmp_path / day)) for day in ("monday", "tuesday")] == [HORIZON, HORIZON]
+
+
+def test_folders_may_be_named_from_elsewhere(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative to the current folder, which is another one each time."""
+    monkeypatch.setattr(kept_states, "KEPT_RUNS", 2)
+    rows = make_rows("a", 120, 1)
+    (tmp_path / "desk").mkdir()
+    (tmp_path / "home" / "out").mkdir(parents=True)  # of that name too
+    for number, (place, out, states) in enumerate(
+        [("desk", "out", "states"), ("home", "../desk/other", "../desk/states")] * 3
+    ):
+        monkeypatch.chdir(tmp_path / place)
+        store = make_store(tmp_path / "tables", rows[: 100 + number])
+        forecast(model, store, out, states, ForecastConfig(), device="cpu")
+    assert len(forecasts_in(tmp_path / "desk" / "out")) == 3 * HORIZON
+    assert len(forecasts_in(tmp_path / "desk" / "other")) == 3 * HORIZON
+    manifest = json.loads((tmp_path / "desk" / "states" / "manifest.json").read_text())
+    assert [entry["generation"] for entry in manifest["runs"]] == [5, 6]  # those before are listed where they lie
+    assert {entry["folder"] for entry in manifest["runs"]} == {
+        str(tmp_path / "desk" / name) for name in ("out", "other")
+    }
+    with pytest.raises(UserError, match=r"desk/out: holds forecasts of another state folder"):
+        forecast(model, store, "../desk/out", "states", ForecastConfig(), device="cpu")
+    with pytest.raises(UserError, match=r"is to hold forecasts and states; choose two folders"):
+        forecast(model, store, "../home/new", "new", ForecastConfig(), device="cpu")
 
 
 def test_folders_that_do_not_belong_together_are_refused(model: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from domains.errors import UserError
 from domains.timeseries.frame import forecast_columns
 from domains.timeseries.trained import LoadedModel, load_model
-from tests.timeseries.jobs import HORIZON, forecasts_in, make_model, make_rows, run
+from tests.timeseries.jobs import HORIZON, forecasts_in, make_model, make_rows, make_store, run
 
 COVARIATES: dict[str, Any] = {"past": ["past0"], "future": ["future0"], "static": ["static0"]}
 
@@ -93,5 +93,35 @@ def test_tables_that_cannot_be_forecast(tmp_path: Path) -> None:
         ask(loaded, rows)
     with pytest.raises(UserError, match="series 'a': two rows have the same stamp; keep one of them"):
         ask(plain, pl.concat([rows, rows[3:4]]))
-    with pytest.raises(UserError, match=r"series 'a': 0.0 is not a positive price; take the row out"):
+    with pytest.raises(UserError, match=r"column y, row 8 \(series 'a'\): 0.0 is not a positive price; take the row"):
         ask(plain, rows.with_columns(pl.when(pl.int_range(pl.len()) == 7).then(0.0).otherwise(pl.col("y")).alias("y")))
+
+
+@pytest.mark.parametrize("kind", ["level", "return"])
+def test_numbers_whose_squares_are_none(kind: str, tmp_path: Path) -> None:
+    """The batch job keeps their rows aside, with the reason; a table in memory is refused."""
+    loaded = load_model(make_model(tmp_path / "model", kind=kind))
+    rows = make_rows("a", 60, 1)
+    large = rows.with_columns(pl.when(pl.int_range(pl.len()) == 7).then(-1e200).otherwise(pl.col("y")).alias("y"))
+    with pytest.raises(UserError, match=r"column y, row 8 \(series 'a'\): -1e\+200 cannot be used; leave it empty"):
+        ask(loaded, large)
+    store = make_store(tmp_path, large, kind=kind)
+    assert store.rejects == {"y is too large": 1}
+    run(loaded.path, tmp_path, store)
+    assert forecasts_in(tmp_path / "out").select("q0.5").to_series().is_finite().all()
+
+
+def test_empty_values_may_be_written_as_people_write_them(tmp_path: Path) -> None:
+    loaded = load_model(make_model(tmp_path / "model", **COVARIATES))
+    rows = make_rows("a", 50, 1, 0.2, past=1, future=1, static=1)
+    gaps = pl.int_range(pl.len()) % 7 == 3
+    rows = rows.with_columns(
+        pl.when(gaps).then(None).otherwise(pl.col(name)).alias(name) for name in ("past0", "static0")
+    )
+    found = ask(loaded, rows)
+    written = {name: rows[name].cast(pl.String).fill_null("n/a").to_numpy() for name in ("past0", "future0", "static0")}
+    y = [value if value is None else str(value) for value in rows["y"].to_list()]
+    names, time = rows["unique_id"].to_numpy(), rows["ds"].dt.epoch("us").to_numpy()
+    again = forecast_columns(loaded, names, time, np.array(y, dtype=object), written)
+    assert found["q0.05"].is_finite().all()
+    assert found["q0.05"].to_list() == again["q0.05"].tolist()

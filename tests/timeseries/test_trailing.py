@@ -262,7 +262,7 @@ def test_another_window_needs_a_declared_reread(model: Path, tmp_path: Path) -> 
     run(model, tmp_path, hours(rows, 0, 200))
     before = contents(tmp_path / "out", tmp_path / "states")
     with pytest.raises(
-        UserError, match=r"states: keeps 250 outcomes of each series; give calibration_window=250, reread"
+        UserError, match=r"states: keeps 250 outcomes of each series; leave out calibration_window, or give reread"
     ):
         run(model, tmp_path, rows, calibration_window=40)
     assert contents(tmp_path / "out", tmp_path / "states") == before
@@ -270,3 +270,17 @@ def test_another_window_needs_a_declared_reread(model: Path, tmp_path: Path) -> 
     assert {kept.scores.shape[2] for kept in kept_in(tmp_path / "states").values()} == {40}
     run(model, tmp_path / "alone", rows, calibration_window=40)
     assert_same_numbers(latest(forecasts_in(tmp_path / "out")), forecasts_in(tmp_path / "alone" / "out"))
+
+
+def test_states_know_their_window(model: Path, tmp_path: Path) -> None:
+    """It is told once: later runs take it from there, a reread after a new model too."""
+    rows = panel()
+    run(model, tmp_path / "parts", hours(rows, 0, 200), calibration_window=40)
+    run(model, tmp_path / "parts", hours(rows, 200, 400))
+    run(model, tmp_path / "whole", rows, calibration_window=40)
+    assert_same_numbers(*(latest(forecasts_in(tmp_path / name / "out")) for name in ("parts", "whole")))
+    other = make_model(tmp_path / "other", seed=1)
+    assert run(other, tmp_path / "parts", rows, reread=True).rows == len(rows)
+    assert {kept.scores.shape[2] for kept in kept_in(tmp_path / "parts" / "states").values()} == {40}
+    run(model, tmp_path / "new", hours(rows, 0, 200))
+    assert {kept.scores.shape[2] for kept in kept_in(tmp_path / "new" / "states").values()} == {250}
