@@ -97,9 +97,7 @@ class ForecastConfig:
     reread: bool = False  # states of another model or window are dropped: data.path holds whole histories
     compare_rows: int = 256  # the last ones of each series, which can come again in any part; may grow
     calibrate: str = "trailing"  # intervals corrected by the last outcomes, 1,000 or more | validation (once) | none
-    calibration_window: int | None = (
-        None  # outcomes of each series and step; None: as the states have it, or 250
-    )
+    calibration_window: int | None = None  # outcomes of each series and step; None: as the states have it, or 250
     paths: int = 0  # sampled futures of each series that are written too; never corrected by calibrate
     path_steps: int = 20  # their length
     seed: int = 0  # of their random numbers
