@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import stat
 import string
 import warnings
@@ -19,6 +20,7 @@ from domains.genomics.tokens import describe_foreign, find_foreign
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+    from Bio.SeqRecord import SeqRecord
 
 _BUFFER = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -26,6 +28,7 @@ _BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b000300000000000000
 _PACKED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 _TEXT = bytes([*b"\t\n\r\f", *range(32, 127), *range(128, 256)])  # headers may be UTF-8
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CIRCULAR = re.compile(r"\[\s*topology\s*=\s*circular\s*\]|(?<!\S)circular=(true|yes)(?!\S)", re.IGNORECASE)
 
 
 class Record(NamedTuple):
@@ -33,13 +36,16 @@ class Record(NamedTuple):
 
     name: str
     sequence: bytes
+    circular: bool = False  # whether the file says that the last base is followed by the first
 
 
 def read_records(path: Path | str, progress: bool = False) -> Iterator[Record]:
     """Read the sequences of a FASTA or GenBank file one after another; compression and format are told by content.
 
     Names are the first words of FASTA headers, and accession.version in GenBank. The memory is about four times the
-    largest record. GenBank knows no repeat mask, so its sequences come in upper case.
+    largest record. GenBank knows no repeat mask, so its sequences come in upper case. Circular are GenBank records of
+    circular topology, and FASTA records whose header says ``[topology=circular]`` (NCBI's modifier) or
+    ``circular=true`` (as assemblers write it).
 
     Args:
         path: the file.
@@ -54,12 +60,12 @@ def read_records(path: Path | str, progress: bool = False) -> Iterator[Record]:
     seen: set[str] = set()
     with open_watched(path, progress) as file:
         try:
-            for name, sequence in _parse(path, file):
-                _check_record(path, name, sequence, len(seen) + 1)
-                if name in seen:
-                    raise UserError(f"{path}: record {name} occurs twice; rename or remove one of them")
-                seen.add(name)
-                yield Record(name, sequence)
+            for record in _parse(path, file):
+                _check_record(path, record, len(seen) + 1)
+                if record.name in seen:
+                    raise UserError(f"{path}: record {record.name} occurs twice; rename or remove one of them")
+                seen.add(record.name)
+                yield record
         except EOFError:
             raise UserError(f"{path}: {_after(seen)}the gzip file is truncated; copy or download it again") from None
         except (gzip.BadGzipFile, zlib.error):
@@ -98,7 +104,7 @@ def write_fasta(path: Path | str, records: Iterable[tuple[str, bytes | str]], wi
                 file.write(letters[start : start + width] + b"\n")
 
 
-def _parse(path: Path, file: io.BufferedReader) -> Iterator[tuple[str, bytes]]:
+def _parse(path: Path, file: io.BufferedReader) -> Iterator[Record]:
     file = unpacked(path, file)
     start = _first_text(path, file)
     if start.startswith(b">"):
@@ -133,6 +139,8 @@ def _first_text(path: Path, file: io.BufferedReader) -> bytes:
         file.read(len(head))
     if not head:
         raise UserError(f"{path}: holds no sequence; give a FASTA or GenBank file")
+    if head.startswith(_GZIP_MAGIC):
+        raise UserError(f"{path}: is packed with gzip twice; unpack it once (gunzip) and give what comes out")
     for magic, name in _PACKED.items():
         if head.startswith(magic):
             raise UserError(f"{path}: is a {name} archive; unpack it, or pack it with gzip or bgzip")
@@ -142,12 +150,13 @@ def _first_text(path: Path, file: io.BufferedReader) -> bytes:
     return head.lstrip()
 
 
-def _parse_fasta(file: io.BufferedReader) -> Iterator[tuple[str, bytes]]:
+def _parse_fasta(file: io.BufferedReader) -> Iterator[Record]:
     from Bio.SeqIO.FastaIO import SimpleFastaParser  # late: machines that only train lack biopython
 
     for title, sequence in SimpleFastaParser(_long_lines(file)):
         words = title.encode("latin-1").decode("utf-8", "replace").split(maxsplit=1)
-        yield words[0] if words else "", sequence.encode("latin-1")
+        circular = len(words) > 1 and _CIRCULAR.search(words[1]) is not None
+        yield Record(words[0] if words else "", sequence.encode("latin-1"), circular)
 
 
 def _long_lines(file: io.BufferedReader) -> Iterator[str]:
@@ -171,7 +180,7 @@ def _joined(lines: bytes) -> Iterator[str]:
         yield letters.decode("latin-1")  # a byte a character, and no byte is refused here
 
 
-def _parse_genbank(path: Path, file: io.BufferedReader) -> Iterator[tuple[str, bytes]]:
+def _parse_genbank(path: Path, file: io.BufferedReader) -> Iterator[Record]:
     from Bio import BiopythonParserWarning, SeqIO
     from Bio.Seq import UndefinedSequenceError
 
@@ -185,11 +194,11 @@ def _parse_genbank(path: Path, file: io.BufferedReader) -> Iterator[tuple[str, b
                 for cut_short in ("Premature end", "Expected sequence length"):  # the parser would return what there is
                     warnings.filterwarnings("error", cut_short, BiopythonParserWarning)
                 record = next(records)
-            yield record.id or record.name, bytes(record.seq).upper()
+            yield Record(record.id or record.name, bytes(record.seq).upper(), _is_circular(record))
         except StopIteration:
             return
         except UndefinedSequenceError:
-            yield record.id or record.name, b""
+            yield Record(record.id or record.name, b"")
         except (ValueError, BiopythonParserWarning) as error:
             reason = " ".join(str(error).split())[:120]
             raise UserError(
@@ -197,7 +206,12 @@ def _parse_genbank(path: Path, file: io.BufferedReader) -> Iterator[tuple[str, b
             ) from None
 
 
-def _check_record(path: Path, name: str, sequence: bytes, number: int) -> None:
+def _is_circular(record: "SeqRecord") -> bool:
+    return record.annotations.get("topology") == "circular"
+
+
+def _check_record(path: Path, record: Record, number: int) -> None:
+    name, sequence, _ = record
     if not name:
         raise UserError(f"{path}: record {number} has a '>' without a name; write one after it")
     if not sequence:

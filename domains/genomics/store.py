@@ -2,14 +2,15 @@
 
 A store is a folder of three files. ``bases.bin`` holds the contigs one after another, a byte a base: the token in the
 low four bits, and bit 7 set where the source has lower case. ``n_runs.npy`` holds the runs of N, int64 (runs, 2),
-half-open, in positions of ``bases.bin``. ``meta.json`` holds names, lengths, counts and hashes.
+half-open, in positions of ``bases.bin``. ``meta.json`` holds hashes, and names, lengths and counts column by column: a
+genome may have a million contigs.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,8 @@ from domains.store_folder import META, build_store, find_by_key, store_key
 _BLOCK = 1 << 22  # bases worked on at a time
 _SUFFIXES = {".gz", ".bgz", ".fa", ".fasta", ".fna", ".ffn", ".fas", ".fsa", ".gb", ".gbk", ".gbff", ".genbank"}
 
-FORMAT = 1  # raise it when the same source would give other bytes
+FORMAT = 2  # raise it when the same source would give other bytes
+_READ = (1, FORMAT)  # format 1 has a table a contig, and does not know circular ones
 TOKEN_BITS = 0x0F
 LOWER_BIT = 0x80
 LETTER_TO_BYTE = bytes(
@@ -31,8 +33,7 @@ LETTER_TO_BYTE = bytes(
 )
 
 
-@dataclass(frozen=True)
-class Contig:
+class Contig(NamedTuple):
     """One sequence of a genome. Counts are of bases; ``lower`` leaves N out."""
 
     name: str
@@ -41,6 +42,7 @@ class Contig:
     n: int  # unknown bases
     lower: int  # known bases in lower case
     gc: int  # G and C
+    circular: bool = False  # its last base is followed by its first; only what the file says
 
 
 class GenomeStore:
@@ -62,7 +64,7 @@ class GenomeStore:
     def __init__(self, path: Path, meta: dict[str, Any], raw: np.ndarray, runs: np.ndarray) -> None:
         self.path = path
         self.raw = raw
-        self.contigs = [Contig(**contig) for contig in meta["contigs"]]
+        self.contigs = _contigs(meta["contigs"])
         self.fingerprint: str = meta["fingerprint"]
         self.source_name: str = meta["source"]["name"]
         self.source_sha256: str = meta["source"]["sha256"]
@@ -80,7 +82,7 @@ class GenomeStore:
         path = Path(path)
         try:
             meta = json.loads((path / META).read_text(encoding="utf-8"))
-            if meta["format"] != FORMAT:
+            if meta["format"] not in _READ:
                 raise UserError(
                     f"{path}: is a store of format {meta['format']}, not {FORMAT}; prepare the genome again"
                 )
@@ -153,7 +155,9 @@ class GenomeStore:
         gc, lower = (sum(getattr(contig, kind) for contig in self.contigs) / known for kind in ("gc", "lower"))
         mask = f"{lower:.1%} repeat-masked" if self.has_soft_mask else "no repeat mask"
         contigs = f"{len(self.contigs):,} contig{'s' if len(self.contigs) > 1 else ''}"
-        return f"{contigs}, {self.total:,} bases, {gc:.1%} GC, {unknown / self.total:.2%} N, {mask}"
+        circular = sum(contig.circular for contig in self.contigs)
+        rings = f", {circular:,} circular" if circular else ""
+        return f"{contigs}{rings}, {self.total:,} bases, {gc:.1%} GC, {unknown / self.total:.2%} N, {mask}"
 
     def _read(self, contig: str, start: int, stop: int | None) -> np.ndarray:
         found = self.contig(contig)
@@ -163,6 +167,13 @@ class GenomeStore:
                 f"{self.source_name}: {contig}:{start}-{stop} lies outside the contig; it has {found.length:,} bases"
             )
         return self.raw[found.offset + start : found.offset + stop]
+
+
+def _contigs(table: Mapping[str, list[Any]] | list[dict[str, Any]]) -> list[Contig]:
+    if isinstance(table, list):  # format 1
+        return [Contig(**contig) for contig in table]
+    columns = [table[name] for name in Contig._fields]
+    return [Contig(*row) for row in zip(*columns, strict=True)]
 
 
 def prepare_store(source: Path | str, root: Path | str, progress: bool = True) -> GenomeStore:
@@ -201,22 +212,23 @@ def _stem(source: Path) -> str:
 
 def _write(folder: Path, source: Path, sha256: str, progress: bool) -> None:
     contigs: list[Contig] = []
-    runs: list[np.ndarray] = []
+    runs = [np.zeros((0, 2), np.int64)]
     fingerprint = hashlib.sha256()
     with (folder / "bases.bin").open("wb") as file:
         for record in read_records(source, progress):
             fingerprint.update(f">{record.name}\n{len(record.sequence)}\n".encode())
             contig, n_runs = _write_record(record, file, fingerprint)
             contigs.append(contig)
-            runs.append(n_runs + contig.offset)
+            if contig.n:
+                runs.append(n_runs + contig.offset)
     np.save(folder / "n_runs.npy", np.concatenate(runs), allow_pickle=False)
     meta = {
         "format": FORMAT,
         "source": {"name": source.name, "sha256": sha256},
         "fingerprint": fingerprint.hexdigest(),
-        "contigs": [asdict(contig) for contig in contigs],
+        "contigs": dict(zip(Contig._fields, map(list, zip(*contigs, strict=True)), strict=True)),
     }
-    (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    (folder / META).write_text(json.dumps(meta) + "\n", encoding="utf-8")
 
 
 def _write_record(record: Record, file: BinaryIO, fingerprint: "hashlib._Hash") -> tuple[Contig, np.ndarray]:
@@ -230,15 +242,18 @@ def _write_record(record: Record, file: BinaryIO, fingerprint: "hashlib._Hash") 
         file.write(stored.data)
         tokens = stored & np.uint8(TOKEN_BITS)
         fingerprint.update(tokens.data)
+        gc += int(np.count_nonzero((tokens == C) | (tokens == G)))
+        lower += int(np.count_nonzero(stored & np.uint8(LOWER_BIT)))
         is_n = tokens == N
-        if is_n[0] != inside:
-            edges.append(np.array([start]))
-        edges.append(np.flatnonzero(is_n[1:] != is_n[:-1]) + (start + 1))
-        inside = bool(is_n[-1])
-        n += int(np.count_nonzero(is_n))
-        lower += int(np.count_nonzero((stored >= LOWER_BIT) & ~is_n))
-        gc += int(np.count_nonzero(tokens == C)) + int(np.count_nonzero(tokens == G))
+        if unknown := int(np.count_nonzero(is_n)):
+            n += unknown
+            lower -= int(np.count_nonzero(stored == N | LOWER_BIT))
+        if unknown or inside:
+            if is_n[0] != inside:
+                edges.append(np.array([start]))
+            edges.append(np.flatnonzero(is_n[1:] != is_n[:-1]) + (start + 1))
+            inside = bool(is_n[-1])
     if inside:
         edges.append(np.array([len(record.sequence)]))
-    contig = Contig(record.name, offset, len(record.sequence), n, lower, gc)
-    return contig, np.concatenate(edges).astype(np.int64).reshape(-1, 2)
+    contig = Contig(record.name, offset, len(record.sequence), n, lower, gc, record.circular)
+    return contig, np.concatenate(edges or [np.zeros(0)]).astype(np.int64).reshape(-1, 2)

@@ -68,7 +68,7 @@ def test_buffer_edges_agree_with_biopython_line_by_line(tmp_path, monkeypatch, b
     lengths = np.random.default_rng(width).integers(1, 300, size=20)
     write_fasta(path, [(f"c{i} some > words", random_bases(n, i, "ACGTNacgtn")) for i, n in enumerate(lengths)], width)
     with path.open() as file:
-        expected = [(title.split()[0], sequence.encode()) for title, sequence in SimpleFastaParser(file)]
+        expected = [Record(title.split()[0], sequence.encode()) for title, sequence in SimpleFastaParser(file)]
     assert list(read_records(path)) == expected
 
 
@@ -82,6 +82,35 @@ def test_genbank_gives_versioned_names_and_no_repeat_mask(tmp_path):
     expected = [Record(f"NC_{i}.3", random_bases(150, i).encode()) for i in range(2)]
     assert list(read_records(path)) == expected
     assert read(tmp_path / "b.gz", gzip.compress(path.read_bytes())) == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "circular"),
+    [
+        ("a", False),
+        ("circular=true", False),  # a name
+        ("a [organism=E. coli] [topology=circular] [strain=K-12]", True),
+        ("a [Topology = Circular]", True),
+        ("a [topology=linear]", False),
+        ("1 length=5386 depth=1.00x circular=true", True),
+        ("1 circular=false", False),
+        ("a noncircular=true", False),
+        ("a plasmid p1, circular, complete sequence", False),  # words of a title decide nothing
+    ],
+)
+def test_headers_say_which_sequences_are_circular(tmp_path, header, circular):
+    (record,) = read(tmp_path / "a.fa", f">{header}\nACGT\n".encode())
+    assert record.circular is circular
+
+
+def test_genbank_says_which_sequences_are_circular(tmp_path):
+    about = {"molecule_type": "DNA"}
+    records = [
+        SeqRecord(Seq("ACGT" * 30), id=f"NC_{i}.1", annotations=about | ({"topology": kind} if kind else {}))
+        for i, kind in enumerate(["circular", "linear", ""])
+    ]
+    SeqIO.write(records, tmp_path / "a.gb", "genbank")
+    assert [record.circular for record in read_records(tmp_path / "a.gb")] == [True, False, False]
 
 
 def test_genbank_without_its_sequence_is_refused(tmp_path):
@@ -114,6 +143,8 @@ BAD = {
     "binary in gzip": (gzip.compress(bytes(range(256))), "is a binary file"),
     "binary without zeros": (b"\x01\x02\x03" * 100, "is a binary file"),
     "zip": (b"PK\x03\x04rest of it", "is a zip archive"),
+    "gzip twice": (gzip.compress(gzip.compress(TWO)), "is packed with gzip twice; unpack it once"),
+    "bgzip in gzip": (gzip.compress(bgzip(TWO)), "is packed with gzip twice"),
     "bzip2": (b"BZh91AY", "is a bzip2 archive"),
     "truncated gzip": (gzip.compress(TWO * 50)[:-12], "gzip file is truncated"),
     "damaged gzip": (gzip.compress(TWO)[:-6] + b"\0" * 6, "gzip file is damaged"),

@@ -61,6 +61,30 @@ def test_contig_table(tmp_path):
     assert store.summary() == "2 contigs, 15 bases, 63.6% GC, 26.67% N, 36.4% repeat-masked"
 
 
+def test_circular_contigs_are_known_as_such(tmp_path):
+    store = prepare(tmp_path, ">a [topology=circular]\nACGT\n>b\nGG\n")
+    assert [contig.circular for contig in GenomeStore.open(store.path).contigs] == [True, False]
+    assert store.summary().startswith("2 contigs, 1 circular, 6 bases")
+
+
+def test_stores_of_the_format_before_are_read(tmp_path):
+    store = make_store(tmp_path, MIXED)
+    meta = json.loads((store.path / "meta.json").read_text())
+    contigs = [{k: v for k, v in contig._asdict().items() if k != "circular"} for contig in store.contigs]
+    (store.path / "meta.json").write_text(json.dumps(meta | {"format": 1, "contigs": contigs}))
+    assert GenomeStore.open(store.path).contigs == store.contigs
+
+
+def test_many_small_contigs_take_time_and_memory_by_their_number(tmp_path):
+    """Not by its square: the table of 20,000 is made and read in a second."""
+    sequences = {f"c{i}": "ACGTN"[: 1 + i % 5] for i in range(20_000)}
+    store = make_store(tmp_path, sequences)
+    assert store.names == list(sequences)
+    assert all(store.n_runs(f"c{i}").tolist() == ([[4, 5]] if i % 5 == 4 else []) for i in range(0, 20_000, 501))
+    assert store.contig("c19999").length == 5
+    assert (store.path / "meta.json").stat().st_size < 50 * len(sequences)
+
+
 def test_the_bundled_genome(ustilago):
     assert len(ustilago.contigs) == 36
     assert ustilago.total == 19_702_792
