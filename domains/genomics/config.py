@@ -25,6 +25,13 @@ class DataConfig:
     soft_mask_weight: float = 1.0  # weight of lower-case (repeat-masked) bases in the training loss
     validation_tokens: int = 262144  # bases scored at each validation
     workers: int = 0  # data loader processes
+    annotation: str = ""  # GFF3, GTF, BED or GenBank, or a prepared annotation: what classify and segment learn from
+    positive: str = "CDS"  # classify: the type of feature to be told from the rest
+    min_overlap: float = 0.5  # classify: a positive window has this share of its bases in such features, or more
+    negatives: str = "matched"  # classify: windows outside them: matched (in GC content) | balanced (in number) | all
+    stride: int | None = None  # classify: bases between the starts of windows; None: the window
+    context: int | None = None  # classify: bases that the model sees, the window amid them; None: the window alone
+    label_fraction: float = 1.0  # of the labelled training windows that are learned from
 
 
 @dataclass

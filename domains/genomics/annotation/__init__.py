@@ -1,0 +1,1 @@
+"""Annotation of genomes: feature files, labelled windows and bases, models of them, and what they must beat."""
