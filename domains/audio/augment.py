@@ -53,6 +53,24 @@ def check_augment(config: AugmentConfig) -> None:
     check_range("data.augment.speed", config.speed, 0, 0.5)
     check_range("data.augment.shift_seconds", config.shift_seconds, 0, 60)
     check_range("data.augment.band_limit", config.band_limit, 0, 1)
+    check_range("data.augment.mix", config.mix, 0, 1)
+
+
+def mix(first: Tensor, second: Tensor, share: float, decibels: float) -> Tensor:
+    """Two sounds at once, (l,) and (m,) -> (the longer,): heard as ``share`` of the first and the rest of the second.
+
+    Between-class learning (Tokozume et al. 2018, arXiv:1711.10282, eq. 2): the softer of the two is brought up, and the
+    power of the sum stays about that of its parts.
+
+    Args:
+        share: from 0, the second alone, to 1.
+        decibels: by which the first is the louder.
+    """
+    x = first.new_zeros(max(len(first), len(second)))
+    amplitude = share / (share + 10 ** (decibels / 20) * (1 - share))
+    x[: len(first)] += amplitude * first
+    x[: len(second)] += (1 - amplitude) * second
+    return x / (amplitude**2 + (1 - amplitude) ** 2) ** 0.5
 
 
 def change_gain(x: Tensor, decibels: float) -> Tensor:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from domains.audio.models.classifier import ClassifierConfig
+from domains.audio.models.generator import GeneratorConfig
+from domains.audio.models.spectrogram import SpectrogramConfig
 from domains.config import TrainerConfig
 from mamba_core.backbone import BackboneConfig
 
@@ -29,6 +32,7 @@ class AugmentConfig:
     speed: float = 0.0  # faster or slower, and higher or lower, by up to this share
     shift_seconds: float = 0.0  # earlier or later by up to this; what leaves the clip is lost
     band_limit: float = 0.0  # probability of a low or a high cut
+    mix: float = 0.0  # probability that another clip sounds along; the label is shared as the sound is
 
 
 @dataclass
@@ -51,9 +55,13 @@ class DataConfig(SourceConfig):
 
 @dataclass
 class TaskConfig:
-    """What is learned."""
+    """What is learned, and what stands round the backbone for it; of the three models the one of ``kind`` is built."""
 
     kind: str = "generate"  # generate | classify | spectrogram
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    spectrogram: SpectrogramConfig = field(default_factory=SpectrogramConfig)
+    label_smoothing: float = 0.0  # share of each label that is spread over all, in a classifier's training
 
 
 @dataclass
@@ -65,3 +73,14 @@ class TrainConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     seed: int = 0
+
+
+@dataclass
+class EvaluateConfig:
+    """What is scored, and against what."""
+
+    max_seconds: float = 60.0  # of a clip to be named, from its beginning; the baseline hears no more either
+    max_samples: int | None = None  # predict at most this many, of the first test clips; None: all
+    contexts: list[int] = field(default_factory=list)  # predict once more, forgetting all every so many samples
+    chunk: int = 65536  # samples per call; changes results by rounding alone
+    resamples: int = 2000  # of the bootstrap

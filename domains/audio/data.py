@@ -7,12 +7,14 @@ where there is nothing.
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from domains.audio.augment import augment, check_augment
+from domains.audio.augment import augment, check_augment, mix
 from domains.audio.config import AugmentConfig, DataConfig
 from domains.audio.splits import Splits
 from domains.audio.store import AudioStore
@@ -22,6 +24,7 @@ from domains.config import MANY, check_range
 from domains.packing import Passes
 
 _SPREAD = 0.2  # of the lengths of clips that meet in a batch, about
+_ALONG = 1  # sets the random numbers of mixing apart from those of a pass
 
 
 def check_data(data: DataConfig) -> None:
@@ -36,6 +39,13 @@ def check_data(data: DataConfig) -> None:
     check_range("data.workers", data.workers, 0, os.cpu_count() or 1, "the processors of this machine")
 
 
+class Along(NamedTuple):
+    """Another clip that sounds along with one."""
+
+    piece: Piece
+    share: float  # of the label, from 0 to 1, that is left to the first
+
+
 def make_clips(
     store: AudioStore,
     pieces: Sequence[Piece],
@@ -44,6 +54,7 @@ def make_clips(
     *,
     multiple: int = 1,
     augmented: tuple[AugmentConfig, int, int] | None = None,
+    along: Sequence[Along | None] | None = None,
 ) -> Batch:
     """Clips of one batch.
 
@@ -54,27 +65,38 @@ def make_clips(
         weights: float32 (clips of the store,), see :func:`class_weights`.
         multiple: the length is padded to a multiple of this, for models that stride.
         augmented: what is done to each clip, with seed and epoch; None: nothing.
+        along: what sounds along with each piece; of it no more than the longest of the pieces lasts.
 
     Returns:
         ``inputs`` float32 (b, l), 0 behind the end; ``seq_idx`` int64 (b, l), 0, and -1 behind the end; ``labels``
-        int64 (b,), places in ``store.labels``; ``weights`` float32 (b,); ``clips`` int64 (b,), numbers in the store.
+        int64 (b,), places in ``store.labels``; ``targets`` float32 (b, classes), what each class weighs in the loss;
+        ``clips`` int64 (b,), numbers in the store.
     """
-    sounds = []
-    for piece in pieces:
-        sound = torch.from_numpy(store.samples(piece.clip, piece.start, piece.stop, data.level_db))
-        if augmented:
-            config, seed, epoch = augmented
-            sound = augment(sound, store.rate, config, seed, epoch, piece.clip)
-        sounds.append(sound)
-    length = -(-max(len(sound) for sound in sounds) // multiple) * multiple
-    inputs = torch.zeros(len(sounds), length)
-    seq_idx = torch.full((len(sounds), length), -1, dtype=torch.int64)
-    for row, sound in enumerate(sounds):
-        inputs[row, : len(sound)] = sound
-        seq_idx[row, : len(sound)] = 0
+
+    def sound(piece: Piece) -> Tensor:
+        found = torch.from_numpy(store.samples(piece.clip, piece.start, piece.stop, data.level_db))
+        return augment(found, store.rate, *augmented, piece.clip) if augmented else found
+
     clips = np.array([piece.clip for piece in pieces], dtype=np.int64)
     labels = np.array([store.labels.index(store.clips[clip].label) for clip in clips], dtype=np.int64)
-    told = {"labels": labels, "weights": weights[clips].astype(np.float32), "clips": clips}
+    targets = np.zeros((len(pieces), len(store.labels)), dtype=np.float32)
+    targets[np.arange(len(pieces)), labels] = weights[clips]
+    sounds = [sound(piece) for piece in pieces]
+    longest = max(map(len, sounds))
+    for row, other in enumerate(along or ()):
+        if other is not None:
+            second, label = other.piece.clip, store.labels.index(store.clips[other.piece.clip].label)
+            decibels = store.clips[clips[row]].rms_db - store.clips[second].rms_db if data.level_db is None else 0.0
+            sounds[row] = mix(sounds[row], sound(other.piece)[:longest], other.share, decibels)
+            targets[row] *= other.share
+            targets[row, label] += (1 - other.share) * weights[second]
+    length = -(-longest // multiple) * multiple
+    inputs = torch.zeros(len(sounds), length)
+    seq_idx = torch.full((len(sounds), length), -1, dtype=torch.int64)
+    for row, samples in enumerate(sounds):
+        inputs[row, : len(samples)] = samples
+        seq_idx[row, : len(samples)] = 0
+    told = {"labels": labels, "targets": targets, "clips": clips}
     return {"inputs": inputs, "seq_idx": seq_idx} | {name: torch.from_numpy(values) for name, values in told.items()}
 
 
@@ -125,7 +147,26 @@ class TrainClips(Dataset[Batch]):
             raise IndexError(f"batch {index} of {self._total}")
         epoch, pieces = self._passes[index]
         augmented = (self._data.augment, self._seed, epoch)
-        return make_clips(self._store, pieces, self._data, self._weights, multiple=self._multiple, augmented=augmented)
+        return make_clips(
+            self._store,
+            pieces,
+            self._data,
+            self._weights,
+            multiple=self._multiple,
+            augmented=augmented,
+            along=self._along(index, len(pieces)),
+        )
+
+    def _along(self, index: int, count: int) -> list[Along | None]:
+        """What sounds along with the pieces of a batch: any training clip, from its beginning."""
+        rng = np.random.default_rng([self._seed, index, _ALONG])
+        found: list[Along | None] = []
+        for chance, clip, share in zip(
+            rng.random(count), rng.choice(self._clips, count).tolist(), rng.random(count).tolist(), strict=True
+        ):
+            piece = Piece(clip, 0, min(self._longest, self._store.clips[clip].length))
+            found.append(Along(piece, share) if chance < self._data.augment.mix else None)
+        return found
 
     def _pass(self, number: int) -> list[tuple[int, list[Piece]]]:
         rng = np.random.default_rng([self._seed, number])

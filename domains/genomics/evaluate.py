@@ -1,7 +1,7 @@
 """How well a model predicts DNA that it has not seen, beside Markov models on the same positions."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from domains.genomics.store import GenomeStore
 from domains.genomics.stream import stream_log_probs
 from domains.genomics.tokens import reverse_complement
 from domains.hardware import choose_device, describe_hardware
+from domains.tables import aligned
 
 
 class Row(NamedTuple):
@@ -78,7 +79,7 @@ class Evaluation:
         orders.append(("Markov order", *(f"{bits:.4f}" for bits in self.by_order)))
         chosen = f"order {self.chosen_order} was chosen on the validation regions"
         title = f"bits per base, {self.where()}"
-        return "\n".join([title, *_align(lines), "", f"{chosen}; all orders:", *_align(orders)])
+        return "\n".join([title, *aligned(lines), "", f"{chosen}; all orders:", *aligned(orders)])
 
     def where(self) -> str:
         """The positions scored, in words (0-based, half-open)."""
@@ -273,13 +274,3 @@ def _timed(scored: Iterator[Any], totals: _Totals) -> Iterator[Any]:
         if item is None:
             return
         yield item
-
-
-def _align(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Columns padded to their widest cell: the first to the left, numbers to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    padded = []
-    for line in lines:
-        (first, width), *numbers = zip(line, widths, strict=True)
-        padded.append("  ".join([first.ljust(width), *(cell.rjust(width) for cell, width in numbers)]).rstrip())
-    return padded

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from domains.tables import aligned
 from domains.timeseries.report import TAILS, Scores
 
 _STEPS_SHOWN = 12
@@ -57,23 +58,15 @@ def _by_step(scores: Mapping[str, Scores]) -> list[str]:
     shown = np.unique(np.linspace(0, steps - 1, _STEPS_SHOWN).round().astype(int)).tolist()
     cells = [["", *(str(h + 1) for h in shown)]]
     cells += [[name, *(_cell(one.by_step["crps"][h], ".4f") for h in shown)] for name, one in scores.items()]
-    return ["", "CRPS by steps ahead", "", *_rows(cells)]
+    return ["", "CRPS by steps ahead", "", *aligned(cells)]
 
 
 def _table(scores: Mapping[str, Scores], columns: Sequence[tuple[str, str, str]]) -> list[str]:
     cells = [["", *(title for title, _, _ in columns)]]
     for name, one in scores.items():
         cells.append([name, *(_cell(one.overall.get(key), form) for _, key, form in columns)])
-    return _rows(cells)
+    return aligned(cells)
 
 
 def _cell(value: float | None, form: str) -> str:
     return "-" if value is None or np.isnan(value) else format(value, form)
-
-
-def _rows(cells: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in cells
-    ]
