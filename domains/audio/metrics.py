@@ -42,6 +42,12 @@ class Naming:
         """Mean over the classes that occur of the share of their clips named rightly."""
         return _balanced(self.confusion)
 
+    def to_dict(self) -> dict[str, object]:
+        """Everything as plain values, ready for JSON; what cannot be told is None."""
+        rows = [{name: _known(value) for name, value in row._asdict().items()} for row in self.to_rows()]
+        scores = {"accuracy": _known(self.accuracy), "balanced_accuracy": _known(self.balanced_accuracy)}
+        return {**scores, "classes": rows, "confusion": self.confusion.tolist()}
+
     def to_rows(self) -> list[ClassRow]:
         """Each class, in the order of ``labels``."""
         rows = []
@@ -94,6 +100,10 @@ class Difference(NamedTuple):
         """Whether the interval leaves out 0; where it does not, the difference is not shown."""
         return self.low > 0 or self.high < 0
 
+    def to_dict(self) -> dict[str, object]:
+        """As plain values, ready for JSON."""
+        return {**self._asdict(), "shown": self.shown}
+
     def __str__(self) -> str:
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]{'' if self.shown else ' not shown'}"
 
@@ -113,7 +123,8 @@ def compare_naming(
 
     Args:
         labels: names of the classes.
-        truth, first, second: true classes, and what two classifiers say.
+        truth, first, second: true classes, and what two classifiers say; of several trainings (runs, n), whose
+            accuracies are averaged.
         groups: of the clips; drawn whole, with all their clips. None draws clips.
         balanced: which accuracy.
         resamples, seed: of the bootstrap.
@@ -124,8 +135,8 @@ def compare_naming(
         return np.bincount(truth * size + called, weights=weights, minlength=size * size).reshape(size, size)
 
     def accuracy(called: np.ndarray, weights: np.ndarray) -> float:
-        table = confusion(called, weights)
-        return _balanced(table) if balanced else _ratio(np.trace(table), table.sum())
+        tables = [confusion(run, weights) for run in np.atleast_2d(called)]
+        return float(np.mean([_balanced(t) if balanced else _ratio(np.trace(t), t.sum()) for t in tables]))
 
     def difference(weights: np.ndarray) -> float:
         return accuracy(first, weights) - accuracy(second, weights)
@@ -191,6 +202,10 @@ def _balanced(confusion: np.ndarray) -> float:
     own = confusion.sum(axis=1)
     present = own > 0
     return float(np.mean(np.diag(confusion)[present] / own[present])) if present.any() else math.nan
+
+
+def _known(value: object) -> object:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _ratio(part: float, whole: float) -> float:
