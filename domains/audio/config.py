@@ -15,7 +15,7 @@ class SourceConfig:
 
     root: str = ""  # folder of clips, label/[group/]clip.wav; empty, and no manifest: bundled clips
     manifest: str = ""  # CSV with path[,label][,group][,split], paths within root, or else within the CSV's folder
-    sample: str = "prompts"  # which of the bundled clips: prompts (to predict) | arrow (to classify)
+    sample: str = ""  # which of the bundled clips: prompts (to predict) | arrow (to classify); empty: by the task
     store: str = ""  # a prepared store; wins over root and manifest
     stores: str = "stores"  # folder in which prepared stores are kept and found again
     rate: int = 16000  # samples per second
@@ -73,6 +73,11 @@ class TrainConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        data = self.data
+        if not (data.sample or data.root or data.manifest or data.store):
+            data.sample = "prompts" if self.task.kind == "generate" else "arrow"
 
 
 @dataclass

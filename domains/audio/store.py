@@ -189,7 +189,7 @@ def prepare_store(source: SourceConfig, progress: bool = True) -> AudioStore:
     check_range("data.rate", source.rate, *RATES)
     check_range("data.min_seconds", source.min_seconds, 0, 3600)
     if not source.root and not source.manifest:
-        source = replace(source, manifest=str(sample_clips(source.sample)))
+        source = replace(source, manifest=str(sample_clips(source.sample or "prompts")))
     root = Path(source.stores)
     found = find_clips(source)
     sweep_partials(root)
