@@ -26,9 +26,19 @@ _BASELINES = ("linear", "context")
 
 
 class BitsRow(NamedTuple):
-    """Bits per sample of a set of samples."""
+    """Bits per sample of a clip."""
 
-    name: str  # "all", a clip, or how many samples of the clip came before
+    name: str  # "all" of all together
+    samples: int
+    model: float
+    linear: float
+    context: float
+
+
+class ContextRow(NamedTuple):
+    """Bits per sample of those that had so many of their clip before them, and fewer than those of the next row."""
+
+    before: int
     samples: int
     model: float
     linear: float
@@ -41,35 +51,37 @@ class BitsEvaluation:
 
     Attributes:
         rows: all samples, and each clip.
-        by_place: samples by how many came before them in their clip.
-        by_context: context -> bits per sample of the model when it forgets everything after so many samples.
-        names: ``linear`` and ``context`` -> the baselines in full.
-        differences: the same keys -> bits per sample of the model less theirs, clips (or groups) drawn anew.
+        by_context: samples by how many came before them in their clip.
+        forgetting: samples after which the model forgets everything -> its bits per sample then.
+        linear_name, context_name: the baselines in full.
+        differences: ``linear``, ``context`` -> bits per sample of the model less theirs, clips (or groups) drawn anew.
         note: one line about the clips.
         seconds: that the model took.
         about: source, fingerprint and hash of weights, hardware.
     """
 
     rows: list[BitsRow]
-    by_place: list[BitsRow]
-    by_context: Mapping[int, float]
-    names: Mapping[str, str]
+    by_context: list[ContextRow]
+    forgetting: Mapping[int, float]
+    linear_name: str
+    context_name: str
     differences: Mapping[str, Difference]
     note: str
     seconds: float
     about: dict[str, Any]
 
     def table(self) -> str:
-        """All samples, by place and by clip, the baselines beside the model."""
-        lines = [f"bits per sample, {self.note}", ""]
-        lines += _lines("", [self.rows[0]], self.names)
-        lines += ["", *(f"model - {self.names[key]}: {found}" for key, found in self.differences.items())]
-        if self.by_context:
-            contexts = [["context at most", *(f"{context:,}" for context in self.by_context), "all"]]
-            bits = [*self.by_context.values(), self.rows[0].model]
-            lines += ["", *aligned([*contexts, ["model", *(f"{value:.4f}" for value in bits)]])]
-        lines += ["", *_lines("samples heard before", self.by_place, self.names)]
-        return "\n".join([*lines, "", *_lines("clip", self.rows[1:], self.names)])
+        """All samples, by how much was heard before and by clip, the baselines beside the model."""
+        names = (MODEL, self.linear_name, self.context_name)
+        lines = [f"bits per sample, {self.note}", "", *_lines(("", *names), self.rows[:1]), ""]
+        for name, key in zip(names[1:], _BASELINES, strict=True):
+            lines.append(f"model - {name}: {self.differences[key]}")
+        if self.forgetting:
+            head = ["forgetting all after samples", *(f"{context:,}" for context in self.forgetting), "never"]
+            bits = [*self.forgetting.values(), self.rows[0].model]
+            lines += ["", *aligned([head, ["model", *(f"{value:.4f}" for value in bits)]])]
+        lines += ["", *_lines(("samples heard before", *names), self.by_context)]
+        return "\n".join([*lines, "", *_lines(("clip", *names), self.rows[1:])])
 
     def metrics(self) -> dict[str, float]:
         """The numbers over all samples by name, for a tracker."""
@@ -81,7 +93,7 @@ class BitsEvaluation:
             "test/samples": float(total.samples),
             "test/samples_per_second": total.samples / max(self.seconds, 1e-9),
         }
-        return found | {f"test/bits_per_sample_context_{n}": bits for n, bits in self.by_context.items()}
+        return found | {f"test/bits_per_sample_context_{n}": bits for n, bits in self.forgetting.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON."""
@@ -89,9 +101,9 @@ class BitsEvaluation:
             "kind": "generate",
             "note": self.note,
             "rows": [row._asdict() for row in self.rows],
-            "by_place": [row._asdict() for row in self.by_place],
-            "by_context": {str(context): bits for context, bits in self.by_context.items()},
-            "baselines": dict(self.names),
+            "by_context": [row._asdict() for row in self.by_context],
+            "forgetting": {str(context): bits for context, bits in self.forgetting.items()},
+            "baselines": {"linear": self.linear_name, "context": self.context_name},
             "differences": {name: found.to_dict() for name, found in self.differences.items()},
             "seconds": self.seconds,
             **self.about,
@@ -132,9 +144,10 @@ def predict_clips(
     note = f"{len(test):,} test clips ({part}{store.source_name}; {splits.note})"
     return BitsEvaluation(
         rows=_rows(store, test, totals),
-        by_place=places.rows(),
-        by_context=shorter,
-        names={"linear": linear.name, "context": f"{context.name} levels"},
+        by_context=places.rows(),
+        forgetting=shorter,
+        linear_name=linear.name,
+        context_name=f"{context.name} levels",
         differences=compared,
         note=note,
         seconds=seconds,
@@ -222,15 +235,11 @@ class _Places:
         for name, own in bits.items():
             self._bits[name][: len(starts)] += np.add.reduceat(own, starts)
 
-    def rows(self) -> list[BitsRow]:
+    def rows(self) -> list[ContextRow]:
         """Of the places that occur."""
-        names = [f"{low:,} to {high - 1:,}" for low, high in zip(self._edges, self._edges[1:], strict=False)]
-        names.append(f"{self._edges[-1]:,} and more")
-        rows = []
-        for i, name in enumerate(names):
-            if count := int(self._samples[i]):
-                rows.append(BitsRow(name, count, *(float(self._bits[m][i] / count) for m in (MODEL, *_BASELINES))))
-        return rows
+        means = [bits / np.maximum(self._samples, 1) for bits in self._bits.values()]
+        every = zip(self._edges.tolist(), self._samples.tolist(), *(mean.tolist() for mean in means), strict=True)
+        return [ContextRow(*row) for row in every if row[1]]
 
 
 def _rows(store: AudioStore, test: Mapping[int, int], totals: Mapping[str, BitsPerSample]) -> list[BitsRow]:
@@ -241,7 +250,10 @@ def _rows(store: AudioStore, test: Mapping[int, int], totals: Mapping[str, BitsP
     return rows
 
 
-def _lines(title: str, rows: Sequence[BitsRow], names: Mapping[str, str]) -> list[str]:
-    cells = [[title, "samples", MODEL, *(names[name] for name in _BASELINES)]]
-    cells += [[row.name, f"{row.samples:,}", *(f"{bits:.4f}" for bits in row[2:])] for row in rows]
+def _lines(names: Sequence[str], rows: Sequence[BitsRow | ContextRow]) -> list[str]:
+    first, *methods = names
+    cells = [[first, "samples", *methods]]
+    for what, samples, *bits in rows:
+        shown = f"{what:,} and more" if isinstance(what, int) else str(what)
+        cells.append([shown, f"{samples:,}", *(f"{value:.4f}" for value in bits)])
     return aligned(cells)

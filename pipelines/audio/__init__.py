@@ -17,6 +17,7 @@ _TRACKING = ("tracking.uri", "where MLflow records (MLFLOW_TRACKING_URI, else sq
 AUDIO = Domain(
     name="audio",
     summary="Models of raw sound: from a folder of clips to an evaluated, tracked model.",
+    tasks=("classify", "generate", "spectrogram"),
     experiments=(
         "audio_demo",
         "dialogue",
@@ -65,13 +66,18 @@ AUDIO = Domain(
                 ("data.max_seconds", "what a classifier sees of a longer clip in training (10)"),
                 ("data.level_db", "loudness that each clip is brought to, RMS in dBFS (as recorded)"),
                 ("data.augment", "gain_db, noise, snr_db, speed, shift_seconds, band_limit, mix; all off at 0 (0)"),
-                ("backbone", "mamba1, mamba2, mamba2_tiny, mamba2_small, mamba2_medium, transformer or hybrid (mamba2)"),
+                (
+                    "backbone",
+                    "mamba1, mamba2, mamba2_tiny, mamba2_small, mamba2_medium, transformer or hybrid (mamba2)",
+                ),
                 ("trainer", "auto, cpu or gpu (auto)"),
                 ("trainer.max_steps", "optimizer steps (1000)"),
                 ("trainer.max_minutes", "stop and save after this long (no limit)"),
                 ("trainer.segment_length", "train longer windows exactly, with the memory of so many samples (whole)"),
-                ("experiment", "a complete recipe: audio_demo, drums, drums_spectrogram, dialogue, prompts, music_8k, "),
-                ("", "music_65k, music_524k or music_1m"),
+                (
+                    "experiment",
+                    "a complete recipe: audio_demo, drums, drums_spectrogram, dialogue, prompts, music_8k, music_65k, music_524k or music_1m",
+                ),
                 ("run.dir", "run folder (runs/audio-<date>-<time>); run.overwrite=true replaces a run there"),
                 ("run.export", "write the settings to this YAML file, for a machine without Hydra, and train nothing"),
                 ("resume", "run folder or MLflow run id of a run to go on with"),

@@ -67,6 +67,8 @@ def _training_clips(place: "ModelPlace", where: WhereConfig) -> "AudioStore":
 
     trained = read_record(place.folder)
     if where.root or where.manifest or where.store:
-        given = {"root": where.root, "manifest": where.manifest, "store": where.store, "stores": where.stores}
-        return open_store(replace(trained.config.data, **given))
+        data = trained.config.data
+        return open_store(
+            replace(data, root=where.root, manifest=where.manifest, store=where.store, stores=where.stores)
+        )
     return find_training_data(place, trained, where.stores, open_store, AudioStore.open, key="data.root")
