@@ -76,7 +76,8 @@ AUDIO = Domain(
                 ("trainer.segment_length", "train longer windows exactly, with the memory of so many samples (whole)"),
                 (
                     "experiment",
-                    "a complete recipe: audio_demo, drums, drums_spectrogram, dialogue, prompts, music_8k, music_65k, music_524k or music_1m",
+                    "a complete recipe: audio_demo, drums, drums_spectrogram, dialogue, prompts, music_8k, music_65k, "
+                    "music_524k or music_1m",
                 ),
                 ("run.dir", "run folder (runs/audio-<date>-<time>); run.overwrite=true replaces a run there"),
                 ("run.export", "write the settings to this YAML file, for a machine without Hydra, and train nothing"),
