@@ -65,12 +65,16 @@ AUDIO = Domain(
                 ("data.window", "samples that a generator sees at once in training (16384)"),
                 ("data.max_seconds", "what a classifier sees of a longer clip in training (10)"),
                 ("data.level_db", "loudness that each clip is brought to, RMS in dBFS (as recorded)"),
-                ("data.augment", "gain_db, noise, snr_db, speed, shift_seconds, band_limit, mix; all off at 0 (0)"),
+                (
+                    "data.augment.speed",
+                    "faster or slower in training by up to this share; likewise gain_db, noise, snr_db, shift_seconds, "
+                    "band_limit and mix (0)",
+                ),
                 (
                     "backbone",
                     "mamba1, mamba2, mamba2_tiny, mamba2_small, mamba2_medium, transformer or hybrid (mamba2)",
                 ),
-                ("trainer", "auto, cpu or gpu (auto)"),
+                ("trainer", "auto, cpu or gpu; multi_gpu is refused, for sound trains on one device (auto)"),
                 ("trainer.max_steps", "optimizer steps (1000)"),
                 ("trainer.max_minutes", "stop and save after this long (no limit)"),
                 ("trainer.segment_length", "train longer windows exactly, with the memory of so many samples (whole)"),

@@ -10,12 +10,13 @@ import pytest
 
 from domains.errors import UserError
 from pipelines import config
+from pipelines.audio import AUDIO
 from pipelines.cli import Command, Domain, Invocation, Outcome, Stopped, main
 from pipelines.genomics import GENOMICS
 from pipelines.timeseries import TIMESERIES
 from tests.pipelines.conftest import Cli
 
-DOMAINS = [GENOMICS, TIMESERIES]
+DOMAINS = [GENOMICS, AUDIO, TIMESERIES]
 COMMANDS = [(domain, command) for domain in DOMAINS for command in domain.commands]
 
 

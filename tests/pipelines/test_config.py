@@ -11,6 +11,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
+from domains.audio.module import make_task
+from domains.audio.trained import Sound, build_model
 from domains.genomics.config import TrainConfig
 from domains.genomics.sample import sample_genome
 from domains.genomics.tokens import VOCAB_SIZE
@@ -18,12 +20,13 @@ from domains.timeseries.distributions import make_head
 from domains.timeseries.model import Forecaster, Shape
 from mamba_core import CausalLM
 from pipelines import config
+from pipelines.audio import AUDIO
 from pipelines.genomics import GENOMICS
 from pipelines.genomics.roots import EvaluateRoot, PredictRoot, TrainRoot
 from pipelines.overrides import check_form, check_keys, suggest
 from pipelines.timeseries import TIMESERIES
 
-DOMAINS = (GENOMICS, TIMESERIES)
+DOMAINS = (GENOMICS, AUDIO, TIMESERIES)
 ROOTS = {domain.root(command): command for domain in DOMAINS for command in domain.commands}
 GROUPS = {domain.root(command): domain.groups(command) for domain in DOMAINS for command in domain.commands}
 CHOICES = [(root, group, name) for root in ROOTS for group, names in GROUPS[root].items() for name in names]
@@ -88,6 +91,24 @@ def test_every_experiment_in_time_series_is_a_whole_recipe(name: str) -> None:
     make_head(root.head)
     with torch.device("meta"):
         Forecaster(Shape((), (), (), root.data.horizon), root.backbone, root.head)
+
+
+@pytest.mark.parametrize("name", AUDIO.experiments)
+def test_every_experiment_in_audio_is_a_whole_recipe(name: str) -> None:
+    root = composed("audio_train", f"experiment={name}")
+    if root.task.kind == "generate":
+        assert root.data.tokens_per_step % root.data.window == 0
+        assert root.data.window % (root.trainer.segment_length or root.data.window) in (0, root.data.window)
+    with torch.device("cpu" if root.task.kind == "spectrogram" else "meta"):  # torchaudio's filters are numbers
+        model = build_model(root, Sound(root.task.kind, root.data.rate, ("a", "b"), root.data.level_db))
+    make_task(model, root)
+
+
+def test_bundled_clips_suit_the_task() -> None:
+    assert composed("audio_train").data.sample == "prompts"
+    assert composed("audio_train", "task=classify").data.sample == "arrow"
+    assert composed("audio_train", "task=classify", "data.sample=prompts").data.sample == "prompts"
+    assert composed("audio_train", "task=classify", "data.root=clips").data.sample == ""
 
 
 def test_dates_shares_and_one_target_arrive_as_meant() -> None:

@@ -101,5 +101,7 @@ class Generator(CausalLM):
 def _waves(width: int) -> Tensor:
     """(LEVELS, width): sines and cosines of the level at many scales, so that like levels are alike from the start."""
     level = torch.from_numpy(CENTRES)[:, None]  # -1 to 1
-    rates = math.pi * torch.logspace(-1, math.log2(LEVELS / 4), -(-width // 2), base=2, dtype=torch.float64)
+    rates = math.pi * torch.logspace(
+        -1, math.log2(LEVELS / 4), -(-width // 2), base=2, dtype=torch.float64, device="cpu"
+    )
     return torch.cat([(level * rates).sin(), (level * rates).cos()], dim=1)[:, :width].float()
