@@ -30,10 +30,9 @@ class Strands(nn.Module):
 
     def __init__(self, complement: Sequence[int]):
         super().__init__()
-        table = torch.tensor(list(complement), dtype=torch.int64)
-        if not torch.equal(table[table], torch.arange(len(table))):
+        if any(complement[other] != token for token, other in enumerate(complement)):
             raise ValueError("complement: must be its own inverse")
-        self.register_buffer("complement", table, persistent=False)
+        self.register_buffer("complement", torch.tensor(list(complement)), persistent=False)
 
     def read(self, tokens: Tensor, seq_idx: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(b, l) -> (2 b, l): the rows, and behind them their reverse complements; likewise of seq_idx."""

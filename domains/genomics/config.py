@@ -38,7 +38,8 @@ class DataConfig:
 class TaskConfig:
     """What is learned."""
 
-    kind: str = "causal"  # causal | classify | segment
+    kind: str = "causal"  # causal | mlm | classify | segment
+    mask_fraction: float = 0.15  # of mlm: of the known bases, those that are hidden and asked for
     pretrained: str = ""  # model folder whose embedding and backbone classify and segment start from
     freeze: bool = False  # train the head alone, on a backbone that stays as it was pre-trained
 

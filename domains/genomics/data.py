@@ -1,7 +1,7 @@
 """Windows of a genome as training batches: every batch a pure function of the seed and its number."""
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -38,33 +38,67 @@ def make_batch(windows: np.ndarray, weights: np.ndarray) -> Batch:
     return {"inputs": inputs, "targets": targets.masked_fill(~known, IGNORE), "weights": torch.from_numpy(weights)}
 
 
+class Form(Protocol):
+    """What a task makes of windows of DNA."""
+
+    def make_batch(self, windows: np.ndarray, weights: np.ndarray, number: int, rows: slice, total: int) -> Batch:
+        """Inputs, targets and weights of some rows of a batch.
+
+        Args:
+            windows: tokens of these rows, uint8 (rows, length).
+            weights: float32 (rows, length).
+            number: of the batch.
+            rows: which of its rows these are.
+            total: rows of the whole batch.
+        """
+
+
+class NextBase:
+    """The form of the causal task: :func:`make_batch`."""
+
+    def make_batch(self, windows: np.ndarray, weights: np.ndarray, number: int, rows: slice, total: int) -> Batch:
+        return make_batch(windows, weights)
+
+
+NEXT_BASE = NextBase()
+
+
 class Windows:
     """Reads windows of a genome as batches: of each batch the rows, and of each window the tokens, of one process.
 
     Args:
         store: the genome.
         share: the part of the process; other parts are not read.
+        form: of the batches.
         masked_weight: weight of lower-case bases.
     """
 
-    def __init__(self, store: GenomeStore, share: Share, masked_weight: float = 1.0) -> None:
+    def __init__(self, store: GenomeStore, share: Share, form: Form, masked_weight: float = 1.0) -> None:
         self._store = store
+        self._form = form
         self._share = share
         self._masked_weight = masked_weight if store.has_soft_mask else 1.0
 
-    def batch(self, starts: np.ndarray, flips: np.ndarray, length: int) -> Batch:
-        """Windows of ``length`` from ``starts``, read from the other strand where ``flips``, as :func:`make_batch`.
+    def batch(self, starts: np.ndarray, flips: np.ndarray, length: int, number: int) -> Batch:
+        """Batch ``number``: windows of ``length`` from ``starts``, read from the other strand where ``flips``.
 
         A process for which there is no row gets one that counts in no loss.
         """
         rows = self._share.rows(len(starts))
         empty = rows.start == rows.stop
         rows = slice(0, 1) if empty else rows
-        parts = [self._read(starts[rows], flips[rows], length, part) for part in self._share.tokens(length)]
+        parts = []
+        for part in self._share.tokens(length):
+            tokens, weights, lead = self._read(starts[rows], flips[rows], length, part)
+            made = self._form.make_batch(tokens, weights, number, rows, len(starts))
+            parts.append({name: tensor[:, lead:] for name, tensor in made.items()})
         batch = parts[0] if len(parts) == 1 else {name: torch.cat([p[name] for p in parts], dim=1) for name in parts[0]}
         return batch | ({"targets": torch.full_like(batch["targets"], IGNORE)} if empty else {})
 
-    def _read(self, starts: np.ndarray, flips: np.ndarray, length: int, part: slice) -> Batch:
+    def _read(
+        self, starts: np.ndarray, flips: np.ndarray, length: int, part: slice
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Tokens and weights of a part of each window, and how many of its first tokens are of the part before."""
         lead = int(part.start > 0)  # the token before the part is its first input
         count = part.stop - part.start + lead
         first = np.where(flips, starts + length - part.stop, starts + part.start - lead)
@@ -75,7 +109,7 @@ class Windows:
             weights[stored >= LOWER_BIT] = self._masked_weight
         tokens[flips] = reverse_complement(tokens[flips])
         weights[flips] = weights[flips, ::-1]
-        return {name: tensor[:, lead:] for name, tensor in make_batch(tokens, weights).items()}
+        return tokens, weights, lead
 
 
 def check_data(data: DataConfig) -> None:
@@ -199,8 +233,8 @@ def plan_stages(data: DataConfig, max_steps: int, accumulate: int) -> list[Stage
 class TrainBatches(Dataset[Batch]):
     """The batches of a training run, by number; a resumed run reads on at the number where it stopped.
 
-    Item i is a :func:`make_batch` of (rows, length) with rows * length as near to ``data.tokens_per_step`` as whole
-    rows allow, below it but for a single row; or this process's share of that.
+    Item i is a batch of (rows, length), of the form of the task, with rows * length as near to
+    ``data.tokens_per_step`` as whole rows allow, below it but for a single row; or this process's share of that.
     """
 
     def __init__(
@@ -212,13 +246,14 @@ class TrainBatches(Dataset[Batch]):
         accumulate: int,
         seed: int,
         share: Share = WHOLE,
+        form: Form = NEXT_BASE,
     ) -> None:
         self._data = data
         self._total = max_steps * accumulate
         self._stages = plan_stages(data, max_steps, accumulate)
         flip = data.reverse_complement
         self._streams = [WindowStream(store, regions, stage.length, seed, flip) for stage in self._stages]
-        self._windows = Windows(store, share, data.soft_mask_weight)
+        self._windows = Windows(store, share, form, data.soft_mask_weight)
         for stage in self._stages:
             share.check(rows_per_batch(data, stage.length), stage.length)
 
@@ -232,17 +267,25 @@ class TrainBatches(Dataset[Batch]):
         first, length = self._stages[number]
         rows = rows_per_batch(self._data, length)
         starts, flips = self._streams[number].windows((index - first) * rows, rows)
-        return self._windows.batch(starts, flips, length)
+        return self._windows.batch(starts, flips, length, index)
 
 
 class ValidationBatches(Dataset[Batch]):
     """Fixed windows on end over the validation regions, at most ``data.validation_tokens`` bases, spread over them all.
 
-    Forward strand, every known base of weight 1; each item is a :func:`make_batch`, or this process's share of it.
+    Forward strand, every known base of weight 1; each item is a batch of the form of the task, or this process's share
+    of it.
     """
 
-    def __init__(self, store: GenomeStore, regions: list[Region], data: DataConfig, share: Share = WHOLE) -> None:
-        self._windows = Windows(store, share)
+    def __init__(
+        self,
+        store: GenomeStore,
+        regions: list[Region],
+        data: DataConfig,
+        share: Share = WHOLE,
+        form: Form = NEXT_BASE,
+    ) -> None:
+        self._windows = Windows(store, share, form)
         self._length = data.window
         self._rows = rows_per_batch(data, data.window)
         first = np.array([store.contig(region.contig).offset + region.start for region in regions], dtype=np.int64)
@@ -264,7 +307,7 @@ class ValidationBatches(Dataset[Batch]):
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         starts = self._starts[index * self._rows : (index + 1) * self._rows]
-        return self._windows.batch(starts, np.zeros(len(starts), dtype=bool), self._length)
+        return self._windows.batch(starts, np.zeros(len(starts), dtype=bool), self._length, index)
 
 
 def rows_per_batch(data: DataConfig, length: int) -> int:
@@ -273,7 +316,10 @@ def rows_per_batch(data: DataConfig, length: int) -> int:
 
 
 class GenomeDataModule(BatchesDataModule):
-    """Training and validation batches of a prepared genome for a Lightning trainer."""
+    """Training and validation batches of a prepared genome for a Lightning trainer.
+
+    ``forms`` are those of the task's training and validation batches; by default of the causal task.
+    """
 
     def __init__(
         self,
@@ -284,7 +330,8 @@ class GenomeDataModule(BatchesDataModule):
         accumulate: int,
         seed: int,
         share: Share = WHOLE,
+        forms: tuple[Form, Form] = (NEXT_BASE, NEXT_BASE),
     ) -> None:
-        train = TrainBatches(store, splits.train, data, max_steps, accumulate, seed, share)
-        validation = ValidationBatches(store, splits.validation, data, share)
+        train = TrainBatches(store, splits.train, data, max_steps, accumulate, seed, share, forms[0])
+        validation = ValidationBatches(store, splits.validation, data, share, forms[1])
         super().__init__(train, validation, accumulate, data.workers, share)

@@ -228,7 +228,7 @@ def _score_region(
 
     reader = _MarkovReader(totals.markov, config.context)
     scored = stream_log_probs(
-        loaded.model, read, region.length, chunk=config.chunk, reverse=reverse, context=config.context
+        loaded.causal, read, region.length, chunk=config.chunk, reverse=reverse, context=config.context
     )
     for start, nats in _timed(scored, totals):
         stop = start + len(nats)

@@ -36,7 +36,7 @@ def generate(
     """
     prompt = check_request(config)
     loaded = load_model(model_dir, str(choose_device(device)))
-    sampled = sample(loaded.model, prompt, config, progress=progress)
+    sampled = sample(loaded.causal, prompt, config, progress=progress)
     about = f"model={loaded.hash[:12]} seed={config.seed} temperature={config.temperature:g} top_k={config.top_k}"
     records = [
         (f"sample{i + 1} {about} prompt={len(prompt)} sampled={config.length}", decode(np.concatenate([prompt, row])))

@@ -11,7 +11,7 @@ from domains.errors import UserError
 from domains.genomics.config import DataConfig, TrainConfig
 from domains.genomics.splits import Splits
 from domains.genomics.store import GenomeStore
-from domains.genomics.tokens import VOCAB_SIZE, check_tokenizer, save_tokenizer
+from domains.genomics.tokens import COMPLEMENT, VOCAB_SIZE, check_tokenizer, save_tokenizer
 from domains.model_folder import (
     CONFIG,
     check_complete,
@@ -22,7 +22,7 @@ from domains.model_folder import (
     read_metrics,
     write_model_folder,
 )
-from mamba_core import CausalLM
+from mamba_core import CausalLM, MaskedLM
 
 _TOKENIZER = "tokenizer.json"
 FILES = model_files(_TOKENIZER)
@@ -58,8 +58,22 @@ class LoadedModel(ModelRecord):
         hash: sha256 of model.safetensors, hexadecimal.
     """
 
-    model: CausalLM
+    model: CausalLM | MaskedLM
     hash: str
+
+    @property
+    def causal(self) -> CausalLM:
+        """The model of one that predicts the next base; a UserError when it is a masked one."""
+        if isinstance(self.model, CausalLM):
+            return self.model
+        raise UserError(f"{self.path}: is a masked model; this wants one that predicts the next base (task=causal)")
+
+    @property
+    def masked(self) -> MaskedLM:
+        """The model of one that predicts hidden bases; a UserError when it is a causal one."""
+        if isinstance(self.model, MaskedLM):
+            return self.model
+        raise UserError(f"{self.path}: is a causal model; this wants one that predicts hidden bases (task=mlm)")
 
 
 def describe_data(store: GenomeStore, splits: Splits) -> dict[str, Any]:
@@ -111,9 +125,12 @@ def load_model(folder: Path | str, device: str = "cpu") -> LoadedModel:
     return LoadedModel(**vars(record), model=model.to(device).eval(), hash=sha256)
 
 
-def build_model(config: TrainConfig, where: str = "config") -> CausalLM:
-    """A freshly initialised model; a UserError when the sizes of the backbone do not fit together."""
+def build_model(config: TrainConfig, where: str = "config") -> CausalLM | MaskedLM:
+    """A freshly initialised model of pre-training; a UserError when the sizes of the backbone do not fit together, or
+    it does not suit the task."""
     try:
+        if config.task.kind == "mlm":
+            return MaskedLM(VOCAB_SIZE, config.backbone, COMPLEMENT)
         return CausalLM(VOCAB_SIZE, config.backbone)
     except ValueError as error:
         raise UserError(f"{where}: backbone: {error}") from None

@@ -156,7 +156,7 @@ def _stream(job: _Job, contig: Contig, *, reverse: bool) -> Iterator[Scored]:
     def read(start: int, stop: int) -> np.ndarray:
         return job.store.tokens(contig.name, start, stop)
 
-    return stream_log_probs(job.loaded.model, read, contig.length, chunk=job.chunk, reverse=reverse)
+    return stream_log_probs(job.loaded.causal, read, contig.length, chunk=job.chunk, reverse=reverse)
 
 
 def _regroup(pieces: Iterator[Scored]) -> Iterator[Scored]:

@@ -37,7 +37,8 @@ _FOREIGN = 255
 _CODES = {letter: VOCABULARY.get(letter, N) for letter in "ACGTRYSWKMBDHVN"} | {"U": T}
 LETTER_TO_TOKEN = bytes(_CODES.get(chr(byte).upper(), _FOREIGN) if byte < 128 else _FOREIGN for byte in range(256))
 _TOKEN_TO_LETTER = bytes(ord("ACGTN"[t - A]) if A <= t <= N else 0 for t in range(256))
-_COMPLEMENT = np.array([A + T - t if A <= t <= T else t for t in range(VOCAB_SIZE)], dtype=np.uint8)
+COMPLEMENT = [A + T - t if A <= t <= T else t for t in range(VOCAB_SIZE)]  # of each token
+_COMPLEMENT = np.array(COMPLEMENT, dtype=np.uint8)
 
 
 def find_foreign(sequence: bytes) -> tuple[int, str] | None:

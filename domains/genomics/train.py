@@ -13,19 +13,22 @@ from pathlib import Path
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
-from domains.config import FREE_TRAINER_KEYS
+from domains.config import FREE_TRAINER_KEYS, TrainerConfig
 from domains.errors import UserError
 from domains.genomics.config import DataConfig, TrainConfig
-from domains.genomics.data import GenomeDataModule, check_data
+from domains.genomics.data import NEXT_BASE, Form, GenomeDataModule, check_data
+from domains.genomics.masking import Masking
 from domains.genomics.model import build_model, describe_data, save_model
-from domains.genomics.module import CausalTask
+from domains.genomics.module import CausalTask, MaskedTask
 from domains.genomics.sample import sample_genome
 from domains.genomics.splits import Splits, make_splits
 from domains.genomics.store import GenomeStore, prepare_store
 from domains.session import TrainResult, command_line, open_session, seeded
+from domains.task import Task
+from mamba_core import CausalLM, MaskedLM
 
 DOMAIN = "genomics"
-KINDS = ("causal",)  # of task.kind
+KINDS = ("causal", "mlm")  # of task.kind
 FREE_ON_RESUME = FREE_TRAINER_KEYS | {"data.fasta", "data.store", "data.stores", "data.workers"}
 
 
@@ -69,10 +72,11 @@ def train(
         splits = make_splits(store, config.data)
     model = seeded(partial(build_model, config), config.seed)
     steps, accumulate = config.trainer.max_steps, config.trainer.accumulate
+    forms = _forms(config)
     found = ", found prepared" if store.reused else ""
     return session.train(
-        CausalTask(model, config.trainer),
-        GenomeDataModule(store, splits, config.data, steps, accumulate, config.seed, session.share),
+        make_task(model, config.trainer),
+        GenomeDataModule(store, splits, config.data, steps, accumulate, config.seed, session.share, forms),
         describe_data(store, splits),
         save_model,
         announce=(f"{store.source_name}: {store.summary()}{found}", splits.note),
@@ -81,6 +85,23 @@ def train(
         progress=progress,
         command=command,
     )
+
+
+def make_task(model: CausalLM | MaskedLM, config: TrainerConfig) -> Task:
+    """What a model of pre-training learns; a UserError when it cannot on so many devices."""
+    if isinstance(model, CausalLM):
+        return CausalTask(model, config)
+    if config.context_parallel > 1:
+        raise UserError(f"trainer.context_parallel={config.context_parallel}: a masked model needs windows as a whole")
+    return MaskedTask(model, config)
+
+
+def _forms(config: TrainConfig) -> tuple[Form, Form]:
+    """What the task makes of windows of training and of validation. Those are hidden alike whatever the run's seed."""
+    if config.task.kind == "causal":
+        return NEXT_BASE, NEXT_BASE
+    fraction = config.task.mask_fraction
+    return Masking(fraction, 0, config.seed), Masking(fraction, 1, hide_all=True)
 
 
 def open_store(data: DataConfig, progress: bool = True) -> GenomeStore:

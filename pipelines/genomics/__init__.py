@@ -13,8 +13,8 @@ _TRACKING = ("tracking.uri", "where MLflow records (MLFLOW_TRACKING_URI, else sq
 GENOMICS = Domain(
     name="genomics",
     summary="DNA language models: from a FASTA file to an evaluated, tracked model.",
-    experiments=("demo", "umaydis_h100", "umaydis_long"),
-    tasks=("causal",),
+    experiments=("demo", "umaydis_h100", "umaydis_long", "umaydis_mlm"),
+    tasks=("causal", "mlm"),
     commands=(
         Command(
             word="prepare",
@@ -39,16 +39,18 @@ GENOMICS = Domain(
                 ("data.validation", "contigs held out to watch training (a twentieth of the bases)"),
                 ("data", "genome forgets the contigs that a recipe names (genome)"),
                 ("data.window", "bases that the model sees at once in training (4096)"),
+                ("task", "causal: each base from those before it; mlm: hidden bases from both sides (causal)"),
                 (
                     "backbone",
-                    "mamba1, mamba2, mamba2_tiny, mamba2_small, mamba2_medium, transformer or hybrid (mamba2)",
+                    "mamba1, mamba2, mamba2_tiny, mamba2_small, mamba2_medium, transformer, hybrid, and for "
+                    "task=mlm bimamba2 or bimamba2_rc (mamba2)",
                 ),
                 ("trainer", "auto, cpu, gpu, or multi_gpu with torchrun (auto)"),
                 ("trainer.max_steps", "optimizer steps (1000)"),
                 ("trainer.max_minutes", "stop and save after this long (no limit)"),
                 ("trainer.context_parallel", "processes that split each window, of trainer.devices in all (1)"),
                 ("trainer.segment_length", "train longer windows exactly, with the memory of so many bases (whole)"),
-                ("experiment", "a complete recipe: demo, umaydis_h100 or umaydis_long"),
+                ("experiment", "a complete recipe: demo, umaydis_h100, umaydis_long or umaydis_mlm"),
                 ("run.dir", "run folder (runs/genomics-<date>-<time>); run.overwrite=true replaces a run there"),
                 ("run.export", "write the settings to this YAML file, for a machine without Hydra, and train nothing"),
                 ("resume", "run folder or MLflow run id of a run to go on with"),

@@ -20,7 +20,7 @@ class DnaScorer(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the model folder, on the CPU."""
-        self._model = load_model(context.artifacts["model"]).model
+        self._model = load_model(context.artifacts["model"]).causal
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

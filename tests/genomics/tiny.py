@@ -54,3 +54,14 @@ def tiny_config(store: GenomeStore, **trainer: object) -> TrainConfig:
         },
     }
     return from_dict(TrainConfig, settings)
+
+
+def masked_config(store: GenomeStore, *, symmetric: bool, **trainer: object) -> TrainConfig:
+    """:func:`tiny_config` for hidden bases, with a backbone that sees both sides."""
+    config = tiny_config(store, **trainer)
+    config.task.kind = "mlm"
+    config.backbone.bidirectional = True
+    config.backbone.reverse_complement = symmetric
+    config.data.tokens_per_step = 512
+    config.data.window_warmup = []
+    return config
