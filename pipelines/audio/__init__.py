@@ -72,7 +72,8 @@ AUDIO = Domain(
                 ),
                 (
                     "backbone",
-                    "mamba1, mamba2, mamba2_tiny, mamba2_small, mamba2_medium, transformer or hybrid (mamba2)",
+                    "mamba1, mamba2, mamba2_tiny, mamba2_small, mamba2_medium, transformer or hybrid (mamba2); "
+                    "bimamba2 and bimamba2_rc are for genomics",
                 ),
                 ("trainer", "auto, cpu or gpu; multi_gpu is refused, for sound trains on one device (auto)"),
                 ("trainer.max_steps", "optimizer steps (1000)"),

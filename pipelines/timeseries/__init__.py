@@ -57,7 +57,8 @@ TIMESERIES = Domain(
                 ("head.kind", "student_t, mixture, quantiles or normal (student_t)"),
                 (
                     "backbone",
-                    "mamba1, mamba2, mamba2_tiny, mamba2_small, mamba2_medium, transformer or hybrid (mamba2_tiny)",
+                    "mamba1, mamba2, mamba2_tiny, mamba2_small, mamba2_medium, transformer or hybrid (mamba2_tiny); "
+                    "bimamba2 and bimamba2_rc are for genomics",
                 ),
                 ("trainer", "auto, cpu or gpu (auto); multi_gpu is for genomics"),
                 ("trainer.max_steps", "optimizer steps (1000)"),
