@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_module
 
 from domains.audio.module import make_task
 from domains.audio.trained import Sound, build_model
+from domains.genomics import model as genomics_model
 from domains.genomics.config import TrainConfig
-from domains.genomics.model import build_model
 from domains.genomics.sample import sample_genome
 from domains.timeseries.distributions import make_head
 from domains.timeseries.model import Forecaster, Shape
@@ -79,7 +79,7 @@ def test_every_backbone_can_be_built(name: str) -> None:
     task = "mlm" if name.startswith("bimamba2") else "causal"
     root = composed("genomics_train", f"backbone={name}", f"task={task}")
     with torch.device("meta"):
-        model = build_model(root)
+        model = genomics_model.build_model(root)
     assert len(model.backbone.layers) == root.backbone.n_layers
 
 
@@ -126,7 +126,7 @@ def test_every_experiment_is_a_whole_recipe(name: str) -> None:
     assert root.data.test == ["chr20", "chr21", "chr22", "chr23"]  # of the published numbers
     assert root.data.tokens_per_step % root.data.window == 0
     with torch.device("meta"):
-        build_model(root)
+        genomics_model.build_model(root)
 
 
 def test_what_is_typed_wins_over_the_experiment_and_that_over_its_groups() -> None:
