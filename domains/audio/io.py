@@ -6,11 +6,12 @@ file is read twice: once to look at it, once to use it. The memory is that of a 
 """
 
 import re
+import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -109,6 +110,24 @@ def inspect_clip(path: Path | str) -> ClipInfo:
         return ClipInfo(file.samplerate, file.channels, frames, silent, float(peaks.max()), beyond)
 
 
+def read_mixed(path: Path | str, info: ClipInfo, seconds: float = 3600.0) -> Iterator[np.ndarray]:
+    """The samples of a file as one channel at its own rate, in blocks of at most so many seconds: float32 (l,).
+
+    Args:
+        path: the file.
+        info: see :func:`inspect_clip`.
+        seconds: the longest that a block may be; the memory that one may take is bounded whatever this is.
+
+    Raises:
+        ClipError: it cannot be read, though it could be before.
+    """
+    path = Path(path)
+    kept = [channel for channel in range(info.channels) if channel not in info.silent]
+    with _opened(path) as file:
+        for block in _blocks(path, file, round(seconds * info.rate)):
+            yield block[:, 0] if info.channels == 1 else block[:, kept].mean(axis=1, dtype=np.float32)
+
+
 def read_blocks(path: Path | str, info: ClipInfo, rate: int) -> Iterator[np.ndarray]:
     """The samples of a file as one channel at ``rate``, in blocks: float32 (l,), l of any size; together as many as
     :func:`domains.audio.resample.resampled_length` says.
@@ -121,14 +140,10 @@ def read_blocks(path: Path | str, info: ClipInfo, rate: int) -> Iterator[np.ndar
     Raises:
         ClipError: it cannot be read, though it could be before.
     """
-    path = Path(path)
-    kept = [channel for channel in range(info.channels) if channel not in info.silent]
     resampler = Resampler(info.rate, rate)
-    with _opened(path) as file:
-        for block in _blocks(path, file):
-            mixed = block[:, 0] if info.channels == 1 else block[:, kept].mean(axis=1, dtype=np.float32)
-            if len(out := resampler.push(mixed)):
-                yield out
+    for block in read_mixed(path, info):
+        if len(out := resampler.push(block)):
+            yield out
     if len(out := resampler.finish()):
         yield out
 
@@ -149,18 +164,33 @@ def write_clip(path: Path | str, samples: np.ndarray, rate: int) -> None:
     Raises:
         UserError: another ending, or the file cannot be written.
     """
-    import soundfile
-
     path = Path(path)
     kind = path.suffix.lower().lstrip(".")
     if kind not in ("wav", "flac"):
         raise UserError(f"{path}: sound is written as .wav or .flac; choose one of them")
-    whole = np.clip(np.rint(np.asarray(samples, dtype=np.float64) * 32768), -32768, 32767).astype(np.int16)
+    whole = np.clip(np.rint(np.asarray(samples, dtype=np.float64) * 32768), -32768, 32767).astype("<i2")
     try:
         with atomic_file(path) as file:
-            soundfile.write(file, whole, rate, format=kind.upper(), subtype="PCM_16")
-    except (OSError, soundfile.SoundFileError) as error:
+            (_write_wav if kind == "wav" else _write_flac)(file, whole, rate)
+    except OSError as error:
         raise UserError(f"{path}: cannot be written ({_first_line(error)}); choose another place") from None
+
+
+def _write_wav(file: BinaryIO, whole: np.ndarray, rate: int) -> None:
+    with wave.open(file, "wb") as sound:  # the standard library's, for machines that only train lack soundfile
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(rate)
+        sound.writeframes(whole.tobytes())
+
+
+def _write_flac(file: BinaryIO, whole: np.ndarray, rate: int) -> None:
+    import soundfile
+
+    try:
+        soundfile.write(file, whole, rate, format="FLAC", subtype="PCM_16")
+    except soundfile.SoundFileError as error:
+        raise OSError(str(error)) from None
 
 
 @contextmanager
@@ -191,14 +221,14 @@ def _opened(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _blocks(path: Path, file: Any) -> Iterator[np.ndarray]:
-    """float32 (l, channels), until the end."""
+def _blocks(path: Path, file: Any, longest: int = _BLOCK) -> Iterator[np.ndarray]:
+    """float32 (l, channels), l at most ``longest``, until the end."""
     import soundfile
 
     read = 0
     while True:
         try:
-            block = file.read(max(1, _BLOCK // file.channels), dtype="float32", always_2d=True)
+            block = file.read(max(1, min(longest, _BLOCK // file.channels)), dtype="float32", always_2d=True)
         except soundfile.SoundFileError:
             raise ClipError(path, DAMAGED, f"within a second after {read / file.samplerate:.2f} s") from None
         if not len(block):
