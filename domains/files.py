@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 from domains.errors import UserError
 
@@ -49,6 +50,14 @@ def find_temporaries(folder: Path | str, endings: tuple[str, ...]) -> list[Path]
     """Siblings by :func:`atomic_file` for files whose names have these endings: being written, or left by the dead."""
     found = ((path, _TEMPORARY.fullmatch(path.name)) for path in Path(folder).iterdir())
     return [path for path, match in found if match and match[1].endswith(endings)]
+
+
+def file_stem(name: str) -> str:
+    """A file name for any name: what file systems do not like is percent-encoded, what is long hashed."""
+    stem = quote(name, safe=" ()[],;=+@#")
+    if stem.startswith("."):
+        stem = f"%2E{stem[1:]}"
+    return stem if len(stem) <= 120 else f"{stem[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 @contextmanager

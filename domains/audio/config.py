@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from domains.audio.endpoints import EndpointConfig
 from domains.audio.models.classifier import ClassifierConfig
 from domains.audio.models.generator import GeneratorConfig
 from domains.audio.models.spectrogram import SpectrogramConfig
@@ -89,3 +90,27 @@ class EvaluateConfig:
     contexts: list[int] = field(default_factory=list)  # predict once more, forgetting all every so many samples
     chunk: int = 65536  # samples per call; changes results by rounding alone
     resamples: int = 2000  # of the bootstrap
+
+
+@dataclass
+class PredictConfig(EndpointConfig):
+    """How recordings are named; of sounds in streams see :class:`domains.audio.endpoints.EndpointConfig`."""
+
+    mode: str = "auto"  # stream: sounds in recordings of any length | clips: one label each | auto: stream if it can
+    frames: bool = False  # also the probabilities every 10 ms, a table for each recording; of streams
+    table: str = "csv"  # csv | parquet
+    streams: int = 16  # recordings that are heard side by side; changes results by rounding alone
+    clip_seconds: float = 60.0  # a model in both directions holds a whole clip in memory: longer ones are kept aside
+
+
+@dataclass
+class GenerateConfig:
+    """What is drawn from a generator."""
+
+    prompt: str = ""  # a sound file to go on from; none: from silence
+    prompt_seconds: float | None = None  # of its end that are read; None: all
+    seconds: float = 5.0  # to draw
+    count: int = 1  # sounds, drawn side by side
+    temperature: float = 1.0  # below 1 prefers what the model holds likely
+    top_p: float = 1.0  # the likeliest levels whose probabilities reach this sum are left
+    seed: int = 0

@@ -91,38 +91,37 @@ class EndPointer:
         self._sounds = 0
         self._open: _Open | None = None
 
-    def push(self, samples: np.ndarray) -> list[Stretch]:
-        """Take the next samples, float32 (l,), l possibly 0; give what is to be heard of them by now, in order."""
+    def push(self, samples: np.ndarray, *, last: bool = False) -> list[Stretch]:
+        """Take the next samples, float32 (l,), l possibly 0; give what is to be heard of them by now.
+
+        Args:
+            samples: whole frames are looked at, and what is left over with the next.
+            last: whether the recording ends with them.
+
+        Returns:
+            one stretch of each sound that goes on, begins or ends, in their order.
+        """
         self._pending = np.concatenate([self._pending, samples])
         unseen = self._pending[self._at - self._first :]
-        frames = unseen[: len(unseen) // self.frame * self.frame].reshape(-1, self.frame)
-        return self._look(self._loud(frames), self.frame)
-
-    def finish(self) -> list[Stretch]:
-        """The end of the recording."""
-        unseen = self._pending[self._at - self._first :]
-        stretches = self._look(self._loud(unseen[None]), len(unseen)) if len(unseen) else []
-        if self._open is not None:
-            self._give(stretches, ends=True, quiet=True)
-        return stretches
-
-    def _loud(self, frames: np.ndarray) -> list[bool]:
-        return (np.square(frames, dtype=np.float64).mean(axis=1) >= self._least).tolist()
-
-    def _look(self, loud: list[bool], length: int) -> list[Stretch]:
-        """Go through frames of ``length`` samples."""
+        whole = len(unseen) // self.frame * self.frame
+        loud = [(is_loud, self.frame) for is_loud in self._loud(unseen[:whole].reshape(-1, self.frame))]
+        if last and whole < len(unseen):
+            loud += [(is_loud, len(unseen) - whole) for is_loud in self._loud(unseen[None, whole:])]
         stretches: list[Stretch] = []
-        for is_loud in loud:
+        for is_loud, length in loud:
             if self._open is None and is_loud:
                 self._begin(max(self._given, self._at - self._lead * self.frame))
             start, self._at = self._at, self._at + length
             if self._open is not None:
                 self._hear(self._open, is_loud, start, stretches)
-        if self._open is not None and self._at > self._given:
-            self._give(stretches, ends=False)
+        if self._open is not None and (last or self._at > self._given):
+            self._give(stretches, ends=last, quiet=last)
         keep = max(self._given, self._at - self._lead * self.frame)
         self._pending, self._first = self._pending[keep - self._first :], keep
         return stretches
+
+    def _loud(self, frames: np.ndarray) -> list[bool]:
+        return (np.square(frames, dtype=np.float64).mean(axis=1) >= self._least).tolist()
 
     def _hear(self, sound: _Open, is_loud: bool, start: int, stretches: list[Stretch]) -> None:
         if is_loud:

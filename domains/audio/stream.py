@@ -229,8 +229,7 @@ class _Recording:
         return self._ends.push(self._resampler.push(block.astype(np.float32)) * self._gain)
 
     def finish(self) -> list[Stretch]:
-        last = self._ends.push(self._resampler.finish() * self._gain)
-        return last + self._ends.finish()
+        return self._ends.push(self._resampler.finish() * self._gain, last=True)
 
     def frame_ends(self, length: int) -> np.ndarray:
         """Samples of a stretch up to the end of each frame, int64."""

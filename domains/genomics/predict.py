@@ -14,12 +14,12 @@ from typing import IO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from domains.files import atomic_file
+from domains.files import atomic_file, file_stem
 from domains.genomics.config import PredictConfig
 from domains.genomics.evaluate import check_chunk
 from domains.genomics.metrics import BitsPerBase
 from domains.genomics.model import LoadedModel, load_model
-from domains.genomics.score_tables import ROWS, ScoreTables, file_stem
+from domains.genomics.score_tables import ROWS, ScoreTables
 from domains.genomics.store import Contig, GenomeStore
 from domains.genomics.stream import Scored, stream_log_probs
 from domains.hardware import choose_device

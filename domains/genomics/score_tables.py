@@ -1,10 +1,8 @@
 """The files that per-base scores are written to: a Parquet and a bedGraph file for each contig."""
 
 import gzip
-import hashlib
 import json
 from typing import BinaryIO
-from urllib.parse import quote
 
 import numpy as np
 
@@ -12,14 +10,6 @@ from domains.genomics.store import Contig, GenomeStore
 from domains.genomics.tokens import A
 
 ROWS = 1 << 17  # of a Parquet row group, so that files do not depend on the chunk
-
-
-def file_stem(contig: str) -> str:
-    """File name for a contig: its name, with what file systems do not like percent-encoded and what is long hashed."""
-    stem = quote(contig, safe=" ()[],;=+@#")
-    if stem.startswith("."):
-        stem = f"%2E{stem[1:]}"
-    return stem if len(stem) <= 120 else f"{stem[:100]}-{hashlib.sha256(contig.encode()).hexdigest()[:12]}"
 
 
 class ScoreTables:

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from domains.errors import UserError
+from domains.files import file_stem
 from domains.genomics import predict as module
 from domains.genomics import score_tables
 from domains.genomics.config import PredictConfig
 from domains.genomics.model import load_model
 from domains.genomics.predict import predict
-from domains.genomics.score_tables import file_stem
 from domains.genomics.stream import score_sequence
 from domains.genomics.tokens import reverse_complement
 from domains.genomics.train import train
