@@ -29,6 +29,10 @@ Result = TypeVar("Result")
 Draw = Callable[[Sequence[Mapping[str, Any]]], "Figure"]  # rows of metrics.jsonl -> plot
 
 
+def _no_extras(run_dir: Path) -> Mapping[str, Sequence[Path]]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Report:
     """What a domain's training runs leave in MLflow beside what every run does.
@@ -36,10 +40,12 @@ class Report:
     Attributes:
         card: how the model folder loads there.
         draw: the plot of the training curve.
+        extras: what a run folder holds beside what every run does, by the folder that MLflow is to keep it in.
     """
 
     card: ModelCard
     draw: Draw
+    extras: Callable[[Path], Mapping[str, Sequence[Path]]] = _no_extras
 
 
 def new_run_dir(run: RunConfig, invocation: Invocation) -> Path:
@@ -148,6 +154,8 @@ def record_run(recorder: Recorder, run_dir: Path, report: Report) -> None:
         recorder.model(run.model, report.card)
     if (run_dir / "evaluation" / METRICS).exists():
         record_evaluation(recorder, run_dir / "evaluation")
+    for into, paths in report.extras(run_dir).items():
+        recorder.files(paths, into)
 
 
 def write_evaluation(
@@ -183,6 +191,20 @@ def track_evaluation(invocation: Invocation, tracking: TrackingConfig, place: Mo
         listener.begin({"model": str(place.folder)}, {DOMAIN_TAG: invocation.domain.name})
         record_evaluation(listener, folder)
         listener.end("FINISHED")
+    return listener
+
+
+def track_files(
+    invocation: Invocation, tracking: TrackingConfig, place: ModelPlace, files: Sequence[Path], into: str
+) -> Recorder:
+    """Add files to the MLflow run of a model; nothing where it has none."""
+    if place.run_id is None:
+        return Recorder()
+    listener = recorder(tracking, invocation.domain.name, place.evaluation.parent, continues=True)
+    with tolerant(invocation.line):
+        if not listener.attach(place.run_id):
+            return Recorder()
+        listener.files(files, into)
     return listener
 
 

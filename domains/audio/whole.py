@@ -7,6 +7,9 @@ from domains.audio.loudness import level_gain, measure
 from domains.audio.models.classifier import WaveClassifier
 from domains.audio.models.spectrogram import SpectrogramClassifier
 from domains.hardware import full_precision
+from mamba_core import State
+
+_CHUNK = 65536  # samples that a model in one direction hears at a time
 
 
 @torch.inference_mode()
@@ -27,5 +30,10 @@ def clip_probabilities(
     gain = level_gain(*measure(samples), level_db)
     device = next(model.parameters()).device
     sound = torch.from_numpy(np.asarray(samples, dtype=np.float32) * np.float32(gain)).to(device)
-    logits, _ = model(sound[None])
+    if not model.streams:
+        logits, _ = model(sound[None])
+    else:
+        state: State | None = None
+        for piece in sound[None].split(_CHUNK, dim=1):  # the memory of one piece
+            logits, state = model(piece, state)
     return logits[0].double().softmax(-1).cpu().numpy()

@@ -124,6 +124,57 @@ AUDIO = Domain(
             run=f"{_HERE}.commands:evaluate",
         ),
         Command(
+            word="predict",
+            summary="Label recordings of any length: which sounds, from when to when.",
+            about="Streams each recording through a classifier in one direction, many side by side: no windows, and "
+            "the memory of a few blocks. Sounds begin and end by their loudness; each is heard from its beginning and "
+            "named at its end. Writes tables with file, start, end, label and score. Files that cannot be used are "
+            "kept aside with a reason (rejects.csv). Recordings that are done are skipped, so the same line goes on "
+            "after an interruption, and with what has come since. A model in both directions, or of spectrograms, "
+            "names whole clips.",
+            options=(
+                _MODEL,
+                ("data.root", "folder of recordings, or a file"),
+                ("data.manifest", "CSV with a column path, in place of all files of data.root"),
+                ("out", "folder of the tables"),
+                ("mode", "stream, clips (one label a file) or auto: stream if the model can (auto)"),
+                ("quiet_db", "RMS in dBFS below which 10 ms are quiet; null: nothing is (-50)"),
+                ("hold_seconds", "so much quiet ends a sound (0.2)"),
+                ("longest_seconds", "what lasts longer is judged anew (data.max_seconds of the training)"),
+                ("shortest_seconds", "shorter sounds are passed over (0.05)"),
+                ("frames", "true: also the probabilities every 10 ms, a table for each recording (false)"),
+                ("table", "csv or parquet (csv)"),
+                ("streams", "recordings side by side (16); changes speed, not the result"),
+                _DEVICE,
+            ),
+            examples=("predict model=runs/drums/model data.root=incoming/ out=labels/",),
+            schema=f"{_HERE}.roots:PredictRoot",
+            run=f"{_HERE}.commands:predict",
+        ),
+        Command(
+            word="generate",
+            summary="Draw sounds from a generator.",
+            about="Goes on from a prompt sample by sample, in constant time and memory for each, as loud as the "
+            "prompt, and writes WAV files with what it takes to draw them again, spectrograms, and a page that plays "
+            "them. The MLflow run of the model gets them too.",
+            options=(
+                _MODEL,
+                ("prompt", "sound file to go on from (none)"),
+                ("prompt_seconds", "of its end that are read (all)"),
+                ("seconds", "to draw (5)"),
+                ("count", "sounds, drawn side by side (1)"),
+                ("temperature", "below 1 prefers what the model holds likely (1.0)"),
+                ("top_p", "draw from the likeliest levels of this probability together (1.0)"),
+                ("seed", "the same seed gives the same bytes (0)"),
+                ("out", "folder of the sounds"),
+                _DEVICE,
+                _TRACKING,
+            ),
+            examples=("generate model=runs/prompts/model prompt=seed.wav seconds=5 count=8 seed=0 out=samples/",),
+            schema=f"{_HERE}.roots:GenerateRoot",
+            run=f"{_HERE}.commands:generate",
+        ),
+        Command(
             word="import-run",
             summary="Record in MLflow a run that was trained elsewhere.",
             about="For run folders made by python -m domains.audio.train on a machine without MLflow, and for runs "

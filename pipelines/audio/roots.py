@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from domains.audio.config import EvaluateConfig, SourceConfig, TrainConfig
+from domains.audio.config import EvaluateConfig, GenerateConfig, PredictConfig, SourceConfig, TrainConfig
 from pipelines.config import REQUIRED, RunConfig, TrackingConfig
 
 
@@ -40,4 +40,33 @@ class EvaluateRoot(EvaluateConfig):
     out: str | None = None  # folder; None: evaluation/ beside the model folder
     device: str = "auto"  # auto | cpu | gpu
     data: WhereConfig = field(default_factory=WhereConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class RecordingsConfig:
+    """Recordings that the user must name: by one of the two."""
+
+    root: str = ""  # folder, or a file
+    manifest: str = ""  # CSV with a column path
+
+
+@dataclass
+class PredictRoot(PredictConfig):
+    """Labels of recordings."""
+
+    model: str = REQUIRED  # a model folder, or an MLflow run id
+    out: str = REQUIRED  # folder
+    device: str = "auto"
+    data: RecordingsConfig = field(default_factory=RecordingsConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class GenerateRoot(GenerateConfig):
+    """Sounds into a folder."""
+
+    model: str = REQUIRED  # a model folder, or an MLflow run id
+    out: str = REQUIRED  # folder
+    device: str = "auto"
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
