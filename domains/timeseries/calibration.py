@@ -23,6 +23,7 @@ MINIMUM = 100  # outcomes before anything is adjusted
 ENOUGH = 1000  # outcomes before a table made in training is left for what they say: ten of them lie beyond a tail of 1%
 _FARTHEST = 100.0  # scores are held within +-100, also of a forecast without width
 _MOST = 20_000  # outcomes that a pooled window holds at most
+_NEVER = np.iinfo(np.int64).max
 _BLOCK = 1 << 20  # numbers sorted at a time
 
 
@@ -171,7 +172,6 @@ def recalibrate(
     *,
     minimum: int = MINIMUM,
     time: Sequence[np.ndarray] | None = None,
-    otherwise: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]: ...
 
 
@@ -184,7 +184,6 @@ def recalibrate(
     *,
     minimum: int = MINIMUM,
     time: Sequence[np.ndarray] | None = None,
-    otherwise: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray | list[np.ndarray]:
     """Recalibrate each forecast from the outcomes that were known when it was made.
 
@@ -200,8 +199,6 @@ def recalibrate(
         minimum: outcomes known from which on forecasts are adjusted; before, they stay as they are.
         time: of pooled series, int64 (n,), the stamp of each row of the series, by which the series are laid side by
             side. None: equal rows are simultaneous.
-        otherwise: of pooled series, what forecasts are before ``minimum`` outcomes are known, like ``quantiles``.
-            None: they stay as they are.
 
     Returns:
         float64 (c, H, q), or a list of them: quantiles at the same levels, not decreasing.
@@ -210,9 +207,70 @@ def recalibrate(
     if isinstance(quantiles, np.ndarray):
         assert isinstance(realised, np.ndarray)
         assert isinstance(rows, np.ndarray)
-        return _recalibrate(levels, [quantiles], [realised], [rows], None, window, minimum, None)[0]
+        return _recalibrate(levels, [quantiles], [realised], [rows], None, window, minimum)[0]
     capacity = max(min(window * len(quantiles), _MOST), window)
-    return _recalibrate(levels, quantiles, list(realised), list(rows), time, capacity, minimum, otherwise)
+    return _recalibrate(levels, quantiles, list(realised), list(rows), time, capacity, minimum)
+
+
+def recalibrate_together(
+    levels: np.ndarray,
+    quantiles: Sequence[np.ndarray],
+    realised: Sequence[np.ndarray],
+    rows: Sequence[np.ndarray],
+    time: Sequence[np.ndarray],
+    otherwise: Sequence[np.ndarray],
+    window: int,
+    minimum: int,
+) -> list[np.ndarray]:
+    """Recalibrate series as the batch job does that keeps them in one file: each has a window of its own last outcomes,
+    and all windows are pooled (:mod:`domains.timeseries.trailing`, :func:`pooled_scores`).
+
+    Args:
+        levels, quantiles, realised, rows, time: as in :func:`recalibrate`.
+        otherwise: what forecasts are where fewer than ``minimum`` outcomes are known, like ``quantiles``.
+        window: outcomes of each series, for each step ahead.
+        minimum: outcomes of all series.
+
+    Returns:
+        Quantiles like ``quantiles``.
+    """
+    new = [forecast.copy() for forecast in otherwise]
+    made, which = np.unique(np.concatenate([t[at] for t, at in zip(time, rows, strict=True)]), return_inverse=True)
+    parts = np.split(which, np.cumsum([len(at) for at in rows])[:-1])
+    for h in range(new[0].shape[1]):
+        scores, comes, goes = [], [], []
+        for x, forecast, at, clock in zip(realised, quantiles, rows, time, strict=True):
+            own = scores_of(x[:, h], forecast[:, h], levels).astype(np.float32)  # as the job keeps them
+            known = np.flatnonzero(~np.isnan(own))
+            scores.append(own[known].astype(np.float64))
+            comes.append(_due(at[known], h + 1, clock))
+            goes.append(np.append(comes[-1][window:], np.full(min(window, len(known)), _NEVER)))
+        pooled, coming, going = (np.concatenate(each) for each in (scores, comes, goes))
+        adjusted = _pooled_at(made, pooled, coming, going, levels, minimum)
+        for result, forecast, index in zip(new, quantiles, parts, strict=True):
+            enough = ~np.isnan(adjusted[index, 0])
+            result[enough, h] = quantiles_at(forecast[enough, h], levels, adjusted[index[enough]])
+    return new
+
+
+def _pooled_at(
+    times: np.ndarray, scores: np.ndarray, comes: np.ndarray, goes: np.ndarray, levels: np.ndarray, minimum: int
+) -> np.ndarray:
+    """Adjusted scores at increasing times, (t, q), each from the scores that have come by then and not gone; NaN where
+    there are fewer than ``minimum``. They are kept in order from one time to the next, as few change."""
+    adjusted = np.full((len(times), len(levels)), np.nan)
+    held = np.zeros(0)
+    by_coming, by_going = np.argsort(comes, kind="stable"), np.argsort(goes, kind="stable")
+    came = np.append(0, np.searchsorted(comes[by_coming], times, side="right"))
+    gone = np.append(0, np.searchsorted(goes[by_going], times, side="right"))
+    for i in range(len(times)):
+        new, old = (np.sort(scores[order[n[i] : n[i + 1]]]) for order, n in ((by_coming, came), (by_going, gone)))
+        held = np.insert(held, np.searchsorted(held, new), new)
+        equal = np.arange(len(old)) - np.searchsorted(old, old)  # the first, the second of equal ones
+        held = np.delete(held, np.searchsorted(held, old) + equal)
+        if len(held) >= minimum:
+            adjusted[i] = _adjusted(held[None], levels, minimum)[0]
+    return adjusted
 
 
 def _recalibrate(
@@ -223,7 +281,6 @@ def _recalibrate(
     time: Sequence[np.ndarray] | None,
     capacity: int,
     minimum: int,
-    otherwise: Sequence[np.ndarray] | None,
 ) -> list[np.ndarray]:
     if not quantiles:
         return []
@@ -242,10 +299,6 @@ def _recalibrate(
         ends = np.cumsum([len(at) for at in made])[:-1]
         for result, forecast, index in zip(new, quantiles, np.split(which, ends), strict=True):
             result[:, h] = quantiles_at(forecast[:, h], levels, adjusted[index])
-        if otherwise is not None:
-            for result, instead, count in zip(new, otherwise, counts, strict=True):
-                few = np.minimum(count, capacity) < minimum
-                result[few, h] = instead[few, h]
     return new
 
 
@@ -254,7 +307,7 @@ def _due(rows: np.ndarray, step: int, clock: np.ndarray | None) -> np.ndarray:
     if clock is None:
         return rows + step
     ahead = rows + step
-    return np.where(ahead < len(clock), clock[np.minimum(ahead, len(clock) - 1)], np.iinfo(np.int64).max)
+    return np.where(ahead < len(clock), clock[np.minimum(ahead, len(clock) - 1)], _NEVER)
 
 
 def _trailing(scores: np.ndarray, ends: np.ndarray, window: int, levels: np.ndarray, minimum: int) -> np.ndarray:

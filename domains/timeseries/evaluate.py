@@ -19,14 +19,15 @@ from domains.config import MANY, check_range
 from domains.errors import UserError
 from domains.hardware import choose_device
 from domains.timeseries.baselines import Baseline, make_baselines
-from domains.timeseries.calibration import ENOUGH, recalibrate
-from domains.timeseries.config import CALIBRATION_WINDOW, LEVELS, EvaluateConfig
+from domains.timeseries.calibration import ENOUGH, recalibrate, recalibrate_together
+from domains.timeseries.config import CALIBRATION_WINDOW, LEVELS, EvaluateConfig, ForecastConfig
 from domains.timeseries.data import WARM_UP
 from domains.timeseries.forecasts import Forecasts
 from domains.timeseries.history import History, cumulated
 from domains.timeseries.refit import Block, blocks_of, refitted
 from domains.timeseries.report import Outcomes, Scores, plain, score
 from domains.timeseries.splits import Splits, splits_from_dict
+from domains.timeseries.states import shard_count, shard_of
 from domains.timeseries.store import SeriesStore
 from domains.timeseries.stream import forecasts, walk_series
 from domains.timeseries.table import lines_of
@@ -60,7 +61,10 @@ class Evaluation:
 
     def table(self) -> str:
         """For people."""
-        return "\n".join([f"{self.source}: {self.note}", *lines_of(self.scores, self.unit)])
+        lines = [f"{self.source}: {self.note}", *lines_of(self.scores, self.unit)]
+        if SHIPPED in self.scores:
+            lines += ["", f"{SHIPPED}: corrected as forecast does by its defaults, run at every cut-off on the rows so far"]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, as plain values."""
@@ -97,12 +101,17 @@ def evaluate(
     if not kept:
         which = "none of the series asked for" if config.series else "no series"
         raise UserError(f"{store.source_name}: {which} has rows in the test part and {WARM_UP} observations before it")
-    begins, ends = splits.train_ends[kept], splits.validation_ends[kept]
-    histories, cutoffs = [every[i] for i in kept], [rows[i] for i in kept]
-    blocks = blocks_of(histories, cutoffs, config.refit_every)
-    walk = Walk(kept, histories, cutoffs, begins, ends, splits.horizon, blocks)
+    blocks = blocks_of([every[i] for i in kept], [rows[i] for i in kept], config.refit_every)
+
+    def walk_of(members: list[int]) -> Walk:
+        own = [every[i] for i in members], [rows[i] for i in members]
+        return Walk(members, *own, splits.train_ends[members], splits.validation_ends[members], splits.horizon, blocks)
+
+    walk = walk_of(kept)
+    beside = [i for i in _shard_mates(store, kept) if len(rows[i])] if config.calibrate else []
     with refitted(loaded, store, splits, blocks, chosen) as models:
-        found = _model_forecasts(models if config.refit_model else iter([loaded]), store, walk, config, progress)
+        those = models if config.refit_model else iter([loaded])
+        found = _model_forecasts(those, store, walk_of(kept + beside), len(kept), config, progress)
     for baseline in make_baselines(config.baselines, config.max_statistical):
         if progress:
             print(f"baseline: {baseline.name}", file=sys.stderr)
@@ -182,6 +191,14 @@ def _ripe(history: History) -> np.ndarray:
     return np.cumsum(~np.isnan(history.x)) >= WARM_UP
 
 
+def _shard_mates(store: SeriesStore, kept: Sequence[int]) -> list[int]:
+    """Other series that the batch job would keep in one file with these, and correct together with them."""
+    shards = shard_count(len(store), ForecastConfig.series_per_shard)
+    numbers = [shard_of(name, shards) for name in store.names]
+    wanted = {numbers[i] for i in kept}
+    return [i for i in range(len(store)) if numbers[i] in wanted and i not in set(kept)]
+
+
 def unit_of(kind: str, config: EvaluateConfig) -> tuple[float, str]:
     """What increments are multiplied by in the table, and what they are then."""
     factor = config.unit if config.unit is not None else (100.0 if kind == "price" else 1.0)
@@ -200,13 +217,18 @@ def pooled(parts: Sequence[Forecasts]) -> Forecasts:
 
 
 def _model_forecasts(
-    models: Iterator[LoadedModel], store: SeriesStore, walk: Walk, config: EvaluateConfig, progress: bool
+    models: Iterator[LoadedModel], store: SeriesStore, walk: Walk, scored: int, config: EvaluateConfig, progress: bool
 ) -> dict[str, Forecasts]:
     """Of the model as it is; corrected by a trailing window of what was missed, from the validation part on; and as the
-    batch job writes it: by its own, shorter window, or by the validation part where that holds too few outcomes.
+    batch job writes it, with its defaults and a row at a time: by a shorter window of each series, pooled over those of
+    a file of states, or by the validation part where these hold too few outcomes.
+
+    With ``stride`` the outcomes of the rows between are not there, and with ``refit_model`` the windows go on from the
+    model before, where the job would begin anew.
 
     Args:
         models: one for each block, or one for all.
+        scored: how many series of the walk, the first ones, are given back; the others only correct them.
     """
     levels = np.array(LEVELS)
     before = [_calibration_rows(walk, i, config) for i in range(len(walk.places))]
@@ -223,26 +245,42 @@ def _model_forecasts(
                 parts[i].append(forecasts(loaded.model, said, levels))
                 shipped[i].append(loaded.calibration.apply(parts[i][-1].quantiles))
     found = [pooled(own) for own in parts]
-    wanted = [slice(len(one), None) for one in before]
-    plain = pooled([_rows_of(one, part) for one, part in zip(found, wanted, strict=True)])
+    wanted = [slice(len(one), None) for one in before[:scored]]
+    plain = pooled([_rows_of(one, part) for one, part in zip(found[:scored], wanted, strict=True)])
     if not config.calibrate:
         return {MODEL: plain}
     outcomes = [cumulated(one.x, one.kind, own, walk.horizon) for one, own in zip(walk.histories, rows, strict=True)]
-    given = (levels, [one.quantiles for one in found], outcomes, rows)
     times = [history.time for history in walk.histories]
-    once = [np.concatenate(own) for own in shipped]
-    job = recalibrate(*given, CALIBRATION_WINDOW, minimum=ENOUGH, time=times, otherwise=once)
-    trailing = recalibrate(*given, config.calibration_window, time=times)
+    given = [[one.quantiles for one in found], outcomes, rows, times]
+    quantiles, known, at, clocks = (part[:scored] for part in given)
+    trailing = recalibrate(levels, quantiles, known, at, config.calibration_window, time=clocks)
+    job = _as_the_job(store, [history.name for history in walk.histories], given, list(map(np.concatenate, shipped)))
     return {MODEL: plain} | {
         name: replace(plain, quantiles=np.concatenate([q[part] for q, part in zip(corrected, wanted, strict=True)]))
-        for name, corrected in ((CALIBRATED, trailing), (SHIPPED, job))
+        for name, corrected in ((CALIBRATED, trailing), (SHIPPED, job[:scored]))
     }
+
+
+def _as_the_job(
+    store: SeriesStore, names: Sequence[str], given: Sequence[list[np.ndarray]], otherwise: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Quantiles of each series as the batch job corrects them; ``given`` as :func:`recalibrate_together` takes it."""
+    shards = shard_count(len(store), ForecastConfig.series_per_shard)
+    numbers = np.array([shard_of(name, shards) for name in names])
+    corrected = list(otherwise)
+    for number in np.unique(numbers):
+        members = np.flatnonzero(numbers == number)
+        q, x, rows, time, table = ([part[i] for i in members] for part in (*given, otherwise))
+        made = recalibrate_together(np.array(LEVELS), q, x, rows, time, table, CALIBRATION_WINDOW, ENOUGH)
+        for i, quantiles in zip(members, made, strict=True):
+            corrected[i] = quantiles
+    return corrected
 
 
 def _calibration_rows(walk: Walk, i: int, config: EvaluateConfig) -> np.ndarray:
     """Rows of series i before its cut-offs, at their stride, whose forecasts the first corrections rest on."""
-    cutoff = int(walk.cutoffs[i][0])
-    first = max(int(walk.begins[i]), cutoff - config.calibration_window * config.stride)
+    cutoff, window = int(walk.cutoffs[i][0]), max(config.calibration_window, CALIBRATION_WINDOW)
+    first = max(int(walk.begins[i]), cutoff - window * config.stride)
     rows = np.arange(first + (cutoff - first) % config.stride, cutoff, config.stride)
     return rows[_ripe(walk.histories[i])[rows]]
 

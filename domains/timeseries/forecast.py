@@ -171,8 +171,10 @@ def _run(
 
 
 def _version(loaded: LoadedModel) -> str:
-    """Which states a model can go on from: its weights', and those of the numbers that its inputs are scaled by."""
-    scaler = hashlib.sha256(json.dumps(loaded.scaler.to_dict(), sort_keys=True).encode()).hexdigest()
+    """Which states a model can go on from: those of its weights, of the numbers that its inputs are scaled by, and of
+    the end of its training, from which on outcomes are kept."""
+    told = {**loaded.scaler.to_dict(), "unseen_from": loaded.unseen_from}
+    scaler = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return f"{loaded.hash}-{scaler[:16]}"
 
 

@@ -259,7 +259,7 @@ def _advance(batch: list[Given], shard: Shard, loaded: LoadedModel, job: ShardJo
         last.append(Stretch(ahead, count, np.array([count - 1])))
     said = say(model, scaler, last, seen, history[ends - 1])
     counts = np.array([one.fresh for one in batch]) - first
-    trailing = advanced(model, scaler, before, Recent.cat(recent), counts, first)
+    trailing = advanced(model, scaler, before, Recent.cat(recent), counts, first, loaded.unseen_from)
     return _Advanced(batch, carried, trailing, last, said)
 
 

@@ -92,6 +92,11 @@ def splits_from_dict(store: SeriesStore, values: dict[str, Any], where: str) -> 
     return splits_at(store, stamps[0], stamps[1], steps[0], steps[1])
 
 
+def validation_border(values: dict[str, Any]) -> int:
+    """Where the validation part begins, microseconds, by what :meth:`Splits.to_dict` wrote down."""
+    return _microseconds(str(values["validation"]))
+
+
 def splits_at(store: SeriesStore, validation: int, test: int, horizon: int, embargo: int) -> Splits:
     """The parts with borders at these stamps; a UserError when one holds no cut-off."""
     rows = [store.series(i) for i in range(len(store))]

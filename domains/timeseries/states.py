@@ -31,13 +31,13 @@ from domains.timeseries.trailing import Trailing
 from domains.timeseries.transforms import Running
 from mamba_core.state import State
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 KEPT_RUNS = 100  # that the manifest tells of, at least
 _WRITTEN = ("forecasts", "paths")  # lists of the files that a run wrote
 _MODEL, _TRAILING = "model.", "trailing."  # prefixes of the backbone's tensors, and of what trails
 _KINDS = {"id": str, "model": str, "shards": int, "generation": int, "files": dict, "runs": list}
-_ADDED = {"calibration_window": int, "compare_rows": int}  # since format 1
+_ADDED = {"calibration_window": int, "compare_rows": int}  # since format 2
 _FEWEST = 32  # series that a shard is made for when there are not enough to fill one
 _SPREAD = 8  # shards that a small table is spread over, for as many processors
 
@@ -131,6 +131,16 @@ class Shard:
             return []
 
 
+def shard_count(series: int, per_shard: int) -> int:
+    """Shards of a new folder for so many series."""
+    return max(1, -(-series // per_shard), min(_SPREAD, series // _FEWEST))
+
+
+def shard_of(name: str, shards: int) -> int:
+    """The one of ``shards`` that a series belongs to."""
+    return crc32(name.encode()) % shards
+
+
 @dataclass
 class StateFolder:
     """The folder, held by this process alone. Made by :func:`open_states`.
@@ -177,7 +187,7 @@ class StateFolder:
 
     def shard_of(self, name: str) -> int:
         """The shard that a series belongs to, for good: decided by its name alone."""
-        return crc32(name.encode()) % int(self.manifest["shards"])
+        return shard_of(name, int(self.manifest["shards"]))
 
     def present(self, shard: int) -> Stored | None:
         """The file that holds a shard as it was committed; None when it never was."""
@@ -236,7 +246,7 @@ def open_states(path: Path, model: str, series: int, config: ForecastConfig) -> 
         raise UserError(f"{path}: is a file; choose a folder for the states")
     path.mkdir(parents=True, exist_ok=True)
     busy = "another forecast job is at work there; wait for it, or choose another state folder"
-    shards = max(1, -(-series // config.series_per_shard), min(_SPREAD, series // _FEWEST))
+    shards = shard_count(series, config.series_per_shard)
     with locked_folder(path, busy) as alone:
         manifest = _read_manifest(path)
         window = _window(manifest) if config.calibration_window is None else config.calibration_window
@@ -293,9 +303,9 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
             raise UserError(f"{path}: holds other files; choose a new folder for the states")
         return None
     manifest = read_json(path / MANIFEST)
-    if manifest.get("format") not in (1, FORMAT):
+    if manifest.get("format") not in range(1, FORMAT + 1):
         raise UserError(f"{path}: holds no states of format {FORMAT}; choose a new folder for the states")
-    kinds = _KINDS | (_ADDED if manifest["format"] == FORMAT else {})
+    kinds = _KINDS | (_ADDED if manifest["format"] > 1 else {})
     wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
     if wrong:
         raise UserError(f"{path / MANIFEST}: is damaged ({wrong[0]} is missing); restore it, or choose another folder")

@@ -12,7 +12,8 @@ these: where the model misses alike in all series of the shard, and as it did ov
 differ, as a correction that is right on average may be wrong for each; where outcomes hang together (series that move
 on the same day, steps ahead that overlap), which leaves the levels right on average over time but counts fewer
 outcomes than there seem to be; and where misses change faster than the window forgets. Series that have ended, or whose
-rows are refused, count with the outcomes that they had. Shards differ a little, as each pools its own series.
+rows are refused, count with the outcomes that they had. Shards differ a little, as each pools its own series. Forecasts
+count from the end of the training part on: within it a model misses too little.
 """
 
 from collections.abc import Mapping, Sequence
@@ -142,7 +143,7 @@ def first_kept(y: np.ndarray, window: int, horizon: int) -> int:
 
 
 def advanced(
-    model: Forecaster, scaler: Scaler, before: Trailing, new: Recent, counts: np.ndarray, first: np.ndarray
+    model: Forecaster, scaler: Scaler, before: Trailing, new: Recent, counts: np.ndarray, first: np.ndarray, since: int
 ) -> Trailing:
     """Score what came true, and keep what has not.
 
@@ -150,6 +151,7 @@ def advanced(
         before: what was kept of n series.
         new: their new rows, of each those from row ``first`` on, of :func:`first_kept`, to the last.
         counts, first: int64 (n,); rows of each that ``new`` holds.
+        since: as in :func:`score`.
     """
     _, horizon, window = before.scores.shape
     # Where first is not 0, no outcome was forecast at a row of before, and the rows between are not there.
@@ -164,7 +166,7 @@ def advanced(
     number = np.cumsum(came)
     came &= (number[ends - 1])[series] - number < window  # the last ones
     at = np.flatnonzero(came)
-    found = score(model, scaler, whole, at, (ends - sizes)[series[at]])
+    found = score(model, scaler, whole, at, (ends - sizes)[series[at]], since)
     parts = np.split(found, np.cumsum(np.bincount(series[at], minlength=len(sizes)))[:-1], axis=1)
     scores = [np.concatenate([old[:, p.shape[1] :], p], axis=1) for old, p in zip(before.scores, parts, strict=True)]
     kept = np.minimum(sizes, horizon)
@@ -172,22 +174,26 @@ def advanced(
 
 
 @torch.no_grad()
-def score(model: Forecaster, scaler: Scaler, rows: Recent, came: np.ndarray, begins: np.ndarray) -> np.ndarray:
+def score(
+    model: Forecaster, scaler: Scaler, rows: Recent, came: np.ndarray, begins: np.ndarray, since: int
+) -> np.ndarray:
     """Normal scores of outcomes.
 
     Args:
         rows: k rows of some series.
         came: int64 (m,), those whose outcomes are scored; x is known there. begins: int64 (m,), the first row of their
             series.
+        since: stamp from which on forecasts count. What a model says of rows that it was trained on is too good.
 
     Returns:
-        float32 (horizon, m); NaN where nothing was forecast, so many rows before.
+        float32 (horizon, m); NaN where nothing was forecast that counts, so many rows before.
     """
     h = scaler.shape.horizon
     parameter = next(model.parameters())
     origins = came - np.arange(1, h + 1)[:, None]  # (h, m)
     counts = origins >= begins
-    counts[counts] = rows.shown[origins[counts]] >= WARM_UP
+    made = origins[counts]
+    counts[counts] = (rows.shown[made] >= WARM_UP) & (rows.time[made] >= since)
     at, steps = origins[counts], np.nonzero(counts)[0]
     # Series lie next to each other here. What a row says of steps ahead in another series is not asked for.
     none = np.zeros((len(rows.x), 0), np.float32)

@@ -26,7 +26,7 @@ from domains.timeseries.config import LEVELS, DataConfig, SourceConfig, TrainCon
 from domains.timeseries.history import cumulated
 from domains.timeseries.model import Forecaster, build_model
 from domains.timeseries.scaler import Scaler
-from domains.timeseries.splits import Splits
+from domains.timeseries.splits import Splits, validation_border
 from domains.timeseries.store import SeriesStore
 from domains.timeseries.stream import forecasts, walk_series
 
@@ -121,6 +121,11 @@ class ModelRecord:
     metrics: dict[str, Any]
     calibration: Calibration
 
+    @property
+    def unseen_from(self) -> int:
+        """Stamp from which on no row was trained on: the begin of the validation part, microseconds."""
+        return validation_border(self.splits)
+
 
 @dataclass(frozen=True)
 class LoadedModel(ModelRecord):
@@ -176,6 +181,7 @@ def read_record(folder: Path | str) -> ModelRecord:
     scaler = Scaler.from_dict(read_json(folder / SCALER), str(folder / SCALER))
 
     def parse(data: dict[str, Any]) -> tuple[dict[str, Any], str, str, tuple[str, ...]]:
+        validation_border(data["splits"])
         return dict(data["splits"]), str(data["fingerprint"]), str(data["source"]), tuple(map(str, data["series"]))
 
     parsed = model_folder.read_data(folder, parse)

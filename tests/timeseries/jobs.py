@@ -26,7 +26,7 @@ HORIZON = 3
 _IDS = re.compile(rb'("(?:id|states|out)": )"[0-9a-f]{16}"')
 
 
-def make_model(folder: Path, seed: int = 0, **data: Any) -> Path:
+def make_model(folder: Path, seed: int = 0, trained_until: str = "1900-01-01", **data: Any) -> Path:
     """A model folder whose forecasts depend on all that it sees: random weights, an uneven clock and calibration."""
     rng = np.random.default_rng(seed)
     source = DataConfig(**{"horizon": HORIZON, **data})
@@ -51,7 +51,7 @@ def make_model(folder: Path, seed: int = 0, **data: Any) -> Path:
         SCALER: lambda path: write_json(path, scaler.to_dict()),
         CALIBRATION: lambda path: write_json(path, calibration.to_dict()),
     }
-    told = {"splits": {}, "fingerprint": "", "source": "", "series": ["a", "b"]}
+    told = {"splits": {"validation": trained_until}, "fingerprint": "", "source": "", "series": ["a", "b"]}
     write_model_folder(folder, weights, config, told, {}, own)
     return folder
 

@@ -6,8 +6,10 @@ from domains.timeseries.calibration import (
     Calibrator,
     normal_scores,
     pit,
+    pooled_scores,
     quantiles_at,
     recalibrate,
+    recalibrate_together,
     scores_of,
 )
 from domains.timeseries.config import LEVELS
@@ -215,3 +217,35 @@ def test_quantiles_never_cross():
     new = recalibrate(LEVEL, raw, x, np.arange(3000), 300)
     assert np.isfinite(new).all()
     assert (np.diff(new, axis=-1) >= 0).all()
+
+
+def test_series_of_a_file_have_windows_of_their_own_that_are_pooled() -> None:
+    """Against windows that are pushed one outcome after the other; stamps differ, outcomes come twice or not at all."""
+    rng = np.random.default_rng(9)
+    window, minimum, counts = 30, 50, (120, 90, 100)
+    time = [np.sort(rng.choice(500, n, replace=False)) for n in counts]
+    rows = [np.arange(10, n) if n != 100 else np.arange(60, n) for n in counts]
+    x = [rng.standard_t(4, (len(at), 2)).round(1) for at in rows]
+    for own, at, n in zip(x, rows, counts, strict=True):
+        own[rng.random(own.shape) < 0.1] = np.nan
+        own[at[:, None] + [1, 2] >= n] = np.nan
+    raw = [forecasts(1.3, own.shape) for own in x]
+    table = [quantiles + 7.0 for quantiles in raw]
+    found = recalibrate_together(LEVEL, raw, x, rows, time, table, window, minimum)
+    for series, at in enumerate(rows):
+        for k, row in enumerate(at):
+            now = time[series][row]
+            pooled = np.full((2, 3 * window), np.nan)
+            for step in (1, 2):
+                held = []
+                for i in range(3):
+                    due = np.array([time[i][r + step] if r + step < counts[i] else 10**6 for r in rows[i]])
+                    known = np.flatnonzero(~np.isnan(x[i][:, step - 1]) & (due <= now))[-window:]
+                    held.append(scores_of(x[i][known, step - 1], raw[i][known, step - 1], LEVEL).astype(np.float32))
+                every = np.concatenate(held)
+                pooled[step - 1, : len(every)] = every
+            scores = pooled_scores(pooled, LEVEL, np.full((2, len(LEVEL)), np.nan), minimum)
+            for step in (0, 1):
+                few = np.isnan(scores[step, 0])
+                expected = table[series][k, step] if few else quantiles_at(raw[series][k, step], LEVEL, scores[step])
+                np.testing.assert_allclose(found[series][k, step], expected, rtol=1e-12)

@@ -12,7 +12,7 @@ import pytest
 from domains.errors import UserError
 from domains.timeseries.baselines import BASELINES, make_baselines
 from domains.timeseries.calibration import Calibrator
-from domains.timeseries.config import CALIBRATION_WINDOW, LEVELS, EvaluateConfig
+from domains.timeseries.config import LEVELS, EvaluateConfig, ForecastConfig
 from domains.timeseries.evaluate import CALIBRATED, MODEL, SHIPPED, Evaluation, evaluate, unit_of
 from domains.timeseries.history import cumulated
 from domains.timeseries.splits import splits_from_dict
@@ -21,6 +21,8 @@ from domains.timeseries.stream import forecasts, walk_series
 from domains.timeseries.train import train
 from domains.timeseries.trained import load_model
 from tests.timeseries.conftest import small_config
+from tests.timeseries.jobs import forecasts_in
+from tests.timeseries.jobs import run as job
 from tests.timeseries.panels import panel, panel_config
 
 CONFIG = EvaluateConfig(baselines=["naive", "ewma"])
@@ -95,17 +97,34 @@ def test_intervals_are_corrected_by_what_was_known(trained: Path, store: SeriesS
 
 
 def test_forecasts_are_also_scored_as_the_batch_job_writes_them(
-    trained: Path, store: SeriesStore, found: Evaluation, monkeypatch: pytest.MonkeyPatch
+    prices: Path, trained: Path, store: SeriesStore, found: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a window of the job's length, or by the table of the training while that holds too few outcomes."""
+    """By the table of the training while there are too few outcomes since; else as the job run on the rows so far
+    writes them, whichever series are scored, and however they are kept in files."""
     table = load_model(trained).calibration.apply(found.found[MODEL].quantiles)
     assert np.array_equal(found.found[SHIPPED].quantiles, table)  # four series: fewer than a thousand outcomes
-    monkeypatch.setattr("domains.timeseries.evaluate.ENOUGH", 300)
-    job = run(trained, store, calibration_window=CALIBRATION_WINDOW)
-    late = found.outcomes.time > np.quantile(found.outcomes.time, 0.5)
-    assert np.array_equal(job.found[SHIPPED].quantiles[late], job.found[CALIBRATED].quantiles[late])
-    first = found.outcomes.time == found.outcomes.time.min()
-    assert np.allclose(job.found[SHIPPED].quantiles[first], table[first])
+    for place in ("evaluate", "trained"):
+        monkeypatch.setattr(f"domains.timeseries.{place}.ENOUGH", 100)
+    monkeypatch.setattr("domains.timeseries.evaluate.CALIBRATION_WINDOW", 80)
+    day = np.datetime64("2015-06-08", "us")  # a Monday, with stamps ahead as the job guesses them
+    rows = pl.read_parquet(prices).filter(pl.col("ds") <= day)
+    for per_shard in (500, 2):
+        monkeypatch.setattr(ForecastConfig, "series_per_shard", per_shard)
+        here, alone = run(trained, store, baselines=["naive"]), run(trained, store, series=["WTI"], baselines=["naive"])
+        own = here.outcomes.series == store.index("WTI")
+        assert np.array_equal(here.found[SHIPPED].quantiles[own], alone.found[SHIPPED].quantiles)
+        root = tmp_path / str(per_shard)
+        job(trained, root, rows, series_per_shard=per_shard, calibration_window=80)
+        assert len(list((root / "states").glob("shard-*"))) == (1 if per_shard == 500 else 2)
+        written = forecasts_in(root / "out").filter(pl.col("cutoff").dt.replace_time_zone(None) == day)
+        at = here.outcomes.time == day.astype(np.int64)
+        assert at.sum() == 4
+        levels = [f"q{level:g}" for level in LEVELS]
+        expected = np.log(written.select(levels).to_numpy() / written["last"].to_numpy()[:, None])
+        found_there = here.found[SHIPPED].quantiles[at].reshape(-1, len(LEVELS))
+        spread = np.sqrt(here.found[MODEL].variance[at]).reshape(-1, 1)
+        assert np.abs(found_there - expected).max() < 1e-4 * spread.max()  # one in float32, the other in float64
+        assert np.abs(found_there - table[at].reshape(-1, len(LEVELS))).max() > 1e-2 * spread.max()
 
 
 def test_baselines_are_fitted_before_the_test_part(trained: Path, store: SeriesStore, found: Evaluation) -> None:

@@ -206,7 +206,7 @@ def test_states_of_another_model_stay_until_a_reread_commits(tmp_path: Path) -> 
         ({"notes.txt": "x"}, "s: holds other files; choose a new folder for the states"),
         ({"shard-00000.00000001.safetensors": "x"}, "s: holds other files"),
         ({MANIFEST: "{"}, "manifest.json: is not valid JSON; restore the file"),
-        ({MANIFEST: '{"format": 9}'}, "s: holds no states of format 2; choose a new folder"),
+        ({MANIFEST: '{"format": 9}'}, "s: holds no states of format 3; choose a new folder"),
         (
             {MANIFEST: '{"format": 1, "id": "x", "model": 3}'},
             r"manifest.json: is damaged \(model is missing\); restore",
@@ -252,7 +252,7 @@ def test_states_of_an_earlier_format_are_let_go_by_a_reread_alone(tmp_path: Path
     (path / MANIFEST).write_text(json.dumps({**manifest, "format": 1}))
     with (
         pytest.raises(
-            UserError, match=r"s: holds states of format 1, not 2; give reread=true with the whole history as"
+            UserError, match=r"s: holds states of format 1, not 3; give reread=true with the whole history as"
         ),
         open_and_hold(path),
     ):
@@ -261,7 +261,7 @@ def test_states_of_an_earlier_format_are_let_go_by_a_reread_alone(tmp_path: Path
         assert folder.present(0) is None
         assert sorted(name for file in folder.dropped for name in Shard.names_in(file)) == ["a", "b", "c"]
         commit(folder, 0)
-        assert (folder.generation, folder.manifest["format"], len(folder.runs)) == (3, 2, 3)
+        assert (folder.generation, folder.manifest["format"], len(folder.runs)) == (3, 3, 3)
     with open_and_hold(path) as folder:
         assert folder.dropped == ()
         assert Shard.names_in(folder.path / "nothing") == []

@@ -235,9 +235,9 @@ def test_series_that_are_refused_or_absent_count_with_what_they_had(model: Path,
 def test_the_head_is_asked_at_the_last_rows_alone(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked, score = [], trailing.score
 
-    def counted(model: Any, scaler: Any, rows: Any, came: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    def counted(model: Any, scaler: Any, rows: Any, came: np.ndarray, *more: Any) -> np.ndarray:
         looked.append((len(rows.x), len(came)))
-        return score(model, scaler, rows, came, begins)
+        return score(model, scaler, rows, came, *more)
 
     monkeypatch.setattr(trailing, "score", counted)
     rows = make_rows("a", 2000, 1)
@@ -284,3 +284,30 @@ def test_states_know_their_window(model: Path, tmp_path: Path) -> None:
     assert {kept.scores.shape[2] for kept in kept_in(tmp_path / "parts" / "states").values()} == {40}
     run(model, tmp_path / "new", hours(rows, 0, 200))
     assert {kept.scores.shape[2] for kept in kept_in(tmp_path / "new" / "states").values()} == {250}
+
+
+def test_what_was_said_of_the_training_part_does_not_count(tmp_path: Path) -> None:
+    """In the first window of a job whose history reaches back into it, and whatever the cuts."""
+    rows, border = panel(), "2020-01-09T12:00:00"  # row 204
+    trained_on = make_model(tmp_path / "model", trained_until=border)
+    everywhere = make_model(tmp_path / "everywhere")
+    store = make_store(tmp_path / "all", rows)
+    run(trained_on, tmp_path / "whole", store, calibration_window=200)
+    run(everywhere, tmp_path / "free", store, calibration_window=200)
+    kept, free = (kept_in(tmp_path / name / "states") for name in ("whole", "free"))
+    since = np.datetime64(border, "us").astype(np.int64)
+    for name, own in kept.items():
+        history = store.history(store.index(name))
+        for step in range(HORIZON):
+            came = np.flatnonzero(~np.isnan(history.x))[-200:]
+            made = came - step - 1
+            counts = (made >= 0) & (history.time[np.maximum(made, 0)] >= since)
+            scores, before = own.scores[0, step][-len(came) :], free[name].scores[0, step][-len(came) :]
+            assert np.isnan(scores[~counts]).all()
+            assert np.array_equal(scores[counts], before[counts], equal_nan=True)
+            assert 0 < counts.sum() < len(came) + (name == "young")
+    for start, stop in ((0, 150), (150, 210), (210, 400)):
+        run(trained_on, tmp_path / "parts", hours(rows, start, stop), calibration_window=200)
+    found, expected = (latest(forecasts_in(tmp_path / name / "out")) for name in ("parts", "whole"))
+    assert_same_numbers(found, expected)
+    assert (expected["q0.05"] != forecasts_in(tmp_path / "free" / "out")["q0.05"]).any()
