@@ -63,7 +63,7 @@ class Evaluation:
         """For people."""
         lines = [f"{self.source}: {self.note}", *lines_of(self.scores, self.unit)]
         if SHIPPED in self.scores:
-            lines += ["", f"{SHIPPED}: corrected as forecast does by its defaults, run at every cut-off on the rows so far"]
+            lines += ["", f"{SHIPPED}: corrected as forecast does by default when it is run at each cut-off"]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
