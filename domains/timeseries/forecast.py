@@ -8,16 +8,12 @@ writes the same files again, and a run that finds nothing new writes none.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from domains.config import MANY, check_range, check_seed
+from domains.engines import check_engine, run_local
 from domains.errors import UserError
 from domains.hardware import choose_device
 from domains.manifest import disk_errors
@@ -28,11 +24,9 @@ from domains.timeseries.states import Shard, StateFolder, open_states
 from domains.timeseries.store import SeriesStore
 from domains.timeseries.trained import LoadedModel
 
-ENGINES = ("local", "ray")
 CALIBRATIONS = ("trailing", "validation", "none")
 _USUAL = 64  # rows that the usual gap between stamps is told from
 _SHOWN = 5  # names in a line for people
-_THREADS = 16  # at most: what each does between long calls, the others have to wait for
 
 
 @dataclass
@@ -115,8 +109,7 @@ def check_config(config: ForecastConfig) -> None:
         check_range("calibration_window", config.calibration_window, 1, 100_000)
     if config.calibrate not in CALIBRATIONS:
         raise UserError(f"calibrate={config.calibrate}: must be one of {', '.join(CALIBRATIONS)}")
-    if config.engine not in ENGINES:
-        raise UserError(f"engine={config.engine}: must be one of {', '.join(ENGINES)}")
+    check_engine(config.engine)
 
 
 def check_columns(loaded: LoadedModel, store: SeriesStore) -> None:
@@ -134,40 +127,21 @@ def check_columns(loaded: LoadedModel, store: SeriesStore) -> None:
         )
 
 
-def run_local(jobs: Sequence[ShardJob], loaded: LoadedModel, store: SeriesStore) -> Iterator[ShardDone]:
-    """All shards, in their order, in as many threads as there are processors.
-
-    Each is computed by one thread, as threads that share a sum would give other last digits on other machines; what
-    takes long, products of matrices and hashes, needs no lock of the interpreter.
-    """
-    from tqdm import tqdm
-
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux
-    processors = len(affinity(0)) if affinity else os.cpu_count() or 1
-    threads = 1 if jobs and jobs[0].device != "cpu" else min(processors, _THREADS, max(1, len(jobs)))
-    with _one_torch_thread(), ThreadPoolExecutor(threads) as pool:
-        done = pool.map(lambda job: forecast_shard(job, loaded, store), jobs)
-        yield from tqdm(done, total=len(jobs), unit="shard", desc="forecasting", delay=1.0, leave=False, disable=None)
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _run(
     jobs: Sequence[ShardJob], loaded: LoadedModel, store: SeriesStore, config: ForecastConfig
 ) -> Iterable[ShardDone]:
-    if config.engine == "local":
-        return run_local(jobs, loaded, store)
-    from domains.timeseries.ray_engine import run_ray
+    """What became of each shard, in their order."""
+    from tqdm import tqdm
 
-    return run_ray(jobs, config.workers)
+    if config.engine == "local":
+        done = run_local(lambda job: forecast_shard(job, loaded, store), jobs, device=jobs[0].device if jobs else "cpu")
+        bar = tqdm(done, total=len(jobs), unit="shard", desc="forecasting", delay=1.0, leave=False, disable=None)
+        found = [one for _, one in bar]
+    else:
+        from domains.timeseries.ray_engine import run_shards
+
+        found = run_shards(jobs, config.workers)
+    return sorted(found, key=lambda one: one.shard)
 
 
 def _version(loaded: LoadedModel) -> str:
