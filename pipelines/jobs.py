@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -182,16 +183,39 @@ def record_evaluation(recorder: Recorder, folder: Path) -> None:
 
 def track_evaluation(invocation: Invocation, tracking: TrackingConfig, place: ModelPlace, folder: Path) -> Recorder:
     """Add an evaluation to the MLflow run of its model; a model without one gets a run for this evaluation."""
+    return track_results(invocation, tracking, place, folder, partial(_send_evaluation, folder))
+
+
+def track_results(
+    invocation: Invocation,
+    tracking: TrackingConfig,
+    place: ModelPlace,
+    folder: Path,
+    send: Callable[[Recorder], None],
+) -> Recorder:
+    """Add results to the MLflow run of the model that they were got with; a model without one gets a run for them.
+
+    Args:
+        invocation: what the user typed.
+        tracking: where to record.
+        place: the model.
+        folder: of the results; a run of their own is linked there.
+        send: hands the results to the recorder.
+    """
     known = place.run_id is not None
     listener = recorder(tracking, invocation.domain.name, place.evaluation.parent if known else folder, continues=known)
     with tolerant(invocation.line):
         if place.run_id is not None and listener.attach(place.run_id):
-            record_evaluation(listener, folder)
+            send(listener)
             return listener
         listener.begin({"model": str(place.folder)}, {DOMAIN_TAG: invocation.domain.name})
-        record_evaluation(listener, folder)
+        send(listener)
         listener.end("FINISHED")
     return listener
+
+
+def _send_evaluation(folder: Path, listener: Recorder) -> None:
+    record_evaluation(listener, folder)
 
 
 def track_files(

@@ -1,9 +1,11 @@
 """Plots of runs and evaluations, drawn without a display."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -187,6 +189,24 @@ def spectrogram_plot(samples: Any, rate: int, *, title: str = "") -> Figure:
     heard = [sample + 1e-6 * (i % 2) for i, sample in enumerate(samples)]  # silence has no logarithm
     spectrum.specgram(heard, NFFT=window, Fs=rate, noverlap=window * 3 // 4, cmap="magma", vmin=-140, vmax=-30)
     spectrum.set(xlabel="seconds", ylabel="Hz", xlim=(0, len(samples) / rate))
+    return figure
+
+
+def histogram(values: Mapping[str, Sequence[float]], *, label: str, bins: int = 60) -> Figure:
+    """How values of several kinds lie, each as shares of its own number.
+
+    Args:
+        values: name of a kind to its values.
+        label: of the horizontal axis, with the unit.
+        bins: of equal width from the smallest value of all to the largest.
+    """
+    figure, axes = _figure(6.4, 4.0)
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(numbers) for numbers in values.values()]), bins)
+    for (name, numbers), colour in zip(values.items(), cycle(_COLOURS), strict=False):
+        shares = np.histogram(numbers, edges)[0] / max(len(numbers), 1)
+        axes.stairs(shares, edges, label=f"{name} ({len(numbers):,})", color=colour, linewidth=1.4)
+    axes.set(xlabel=label, ylabel="share")
+    axes.legend(frameon=False, fontsize="small")
     return figure
 
 

@@ -75,6 +75,15 @@ class PredictConfig:
 
 
 @dataclass
+class ScoreConfig:
+    """Log-likelihood ratios of variants, the mean of both strands."""
+
+    context: int = 2048  # bases read before a variant, on each strand
+    window: int = 512  # bases of reference and alternative that are compared, from the first that differs on
+    chunk: int = 65536  # bases a call, of all windows together; does not change the result
+
+
+@dataclass
 class GenerateConfig:
     """Sampling from a causal model."""
 

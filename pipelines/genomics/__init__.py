@@ -105,6 +105,30 @@ GENOMICS = Domain(
             run=f"{_HERE}.commands:predict",
         ),
         Command(
+            word="score",
+            summary="Score the variants of a VCF: how much likelier is the alternative than the reference?",
+            about="Compares windows of equal length with the reference and with each alternative allele, given the "
+            "same bases before them, and takes the mean of both strands. REF is checked against the genome, alleles "
+            "are left-normalised, and what cannot be scored is passed on with the reason. Writes the records in their "
+            "order with the scores in INFO (SERP_LLR, nats), a tabix index where they are sorted, and a Parquet table "
+            "with a row for each allele. The same line goes on after an interruption.",
+            options=(
+                _MODEL,
+                ("data.vcf", "VCF (plain, gzip, bgzip) or BCF file"),
+                ("data.fasta", "the genome that the variants were called on: FASTA or GenBank file"),
+                ("out", "VCF to write; bgzipped and indexed if it ends in .vcf.gz"),
+                ("context", "bases read before a variant, on each strand (2048)"),
+                ("window", "bases of reference and alternative that are compared (512)"),
+                ("chunk", "bases at a time (65536); changes memory and speed, not the result"),
+                _DEVICE,
+                _TRACKING,
+                ("tracking.enabled", "false records nothing in MLflow"),
+            ),
+            examples=("score model=runs/demo/model data.vcf=in.vcf.gz data.fasta=ref.fa out=scored.vcf.gz",),
+            schema=f"{_HERE}.roots:ScoreRoot",
+            run=f"{_HERE}.commands:score",
+        ),
+        Command(
             word="generate",
             summary="Sample DNA from a model.",
             about="Continues a prompt base by base, in constant memory and time for each, and writes FASTA whose "

@@ -3,9 +3,12 @@
 What is slow to import is imported where it is used, so that a mistake in the configuration is told at once.
 """
 
+import sys
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domains.genomics.config import DataConfig, EvaluateConfig, GenerateConfig, PredictConfig, TrainConfig
+from domains.genomics.config import DataConfig, EvaluateConfig, GenerateConfig, PredictConfig, ScoreConfig, TrainConfig
 from pipelines.cli import Invocation, Outcome
 from pipelines.commands import Training, evaluate_command, import_command, train_command
 from pipelines.config import ImportRunRoot, narrow
@@ -14,6 +17,7 @@ from pipelines.genomics.roots import (
     GenerateRoot,
     PredictRoot,
     PrepareRoot,
+    ScoreRoot,
     SourceConfig,
     TrainRoot,
 )
@@ -81,6 +85,34 @@ def predict(root: PredictRoot, invocation: Invocation) -> Outcome:
     return Outcome(
         f"scores: {done.out} ({len(done.written)} contigs{skipped}; {done.bits_per_base:.4f} bits per base)",
         (f"open the bedGraph files of {done.out} in a genome browser, or read its Parquet files with polars",),
+    )
+
+
+def score(root: ScoreRoot, invocation: Invocation) -> Outcome:
+    """The variants of a VCF, each with how much likelier it is than the reference."""
+    from domains.genomics.model import read_record
+    from domains.genomics.train import open_store
+    from domains.genomics.variants import score as scoring
+    from pipelines.genomics.report import record_scores
+    from pipelines.jobs import track_results
+    from pipelines.places import find_model, output_file
+    from pipelines.recorder import recorder
+
+    place = find_model(root.model, root.tracking)
+    out, vcf = output_file(root.out), Path(root.data.vcf)
+    config = narrow(ScoreConfig, root)
+    scoring.check_request(config, vcf, out)
+    read_record(place.folder)  # a folder that is none is told before the genome is read
+    recorder(root.tracking, invocation.domain.name, out.parent, continues=True).check()
+    store = open_store(DataConfig(fasta=root.data.fasta, stores=root.data.stores))
+    done = scoring.score(place.folder, store, vcf, out, config, device=root.device)
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    listener = track_results(invocation, root.tracking, place, done.folder, partial(record_scores, done))
+    before = " (done before)" if done.reused else ""
+    return Outcome(
+        "\n".join([f"scores: {done.vcf} ({done.summary()}){before}", f"table: {done.table}", *listener.where]),
+        (f"bcftools view -i 'SERP_LLR<-5' {done.vcf}, or read {done.table} with polars", *listener.look),
     )
 
 

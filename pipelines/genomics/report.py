@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from pipelines.jobs import Report
-from pipelines.plots import by_part, training_curve
-from pipelines.recorder import ModelCard
+from pipelines.plots import by_part, histogram, save_figure, training_curve
+from pipelines.recorder import ModelCard, Recorder
 
 if TYPE_CHECKING:
     from domains.genomics.evaluate import Evaluation
+    from domains.genomics.variants.score import Scores
 
 CARD = ModelCard(
     code=Path(__file__).with_name("pyfunc.py"),
@@ -35,6 +36,20 @@ def draw_evaluation(evaluation: "Evaluation") -> dict[str, Figure]:
     measures = {"model": [row.model for row in rows], f"Markov {evaluation.chosen_order}": [row.markov for row in rows]}
     figure = by_part([row.name for row in rows], measures, label="bits per base (lower is better)")
     return {"bits_per_base_by_contig": figure}
+
+
+def record_scores(scores: "Scores", listener: Recorder) -> None:
+    """How many variants have a score, why others have none, and how the scores lie by kind of variant."""
+    import pyarrow.parquet as pq
+
+    counts = {"alleles": sum(scores.scored.values()), "records": scores.records, **scores.scored}
+    counts |= {f"unscored/{reason}": count for reason, count in scores.unscored.items()}
+    listener.results({f"score/{name}": float(count) for name, count in counts.items()})
+    table = pq.read_table(scores.table, columns=["kind", "llr"]).to_pandas()
+    values = {str(kind): rows.llr.dropna().tolist() for kind, rows in table.groupby("kind", observed=True)}
+    if any(values.values()):
+        figure = histogram(values, label="log-likelihood ratio, nats (below 0: unlikelier than the reference)")
+        listener.files([save_figure(figure, scores.folder / "scores_by_kind.png")], "plots")
 
 
 REPORT = Report(card=CARD, draw=draw_training)

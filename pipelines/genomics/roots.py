@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from domains.genomics.config import EvaluateConfig, GenerateConfig, PredictConfig, TrainConfig
+from domains.genomics.config import EvaluateConfig, GenerateConfig, PredictConfig, ScoreConfig, TrainConfig
 from pipelines.config import REQUIRED, RunConfig, TrackingConfig
 
 
@@ -60,6 +60,24 @@ class PredictRoot:
     chunk: int = PredictConfig.chunk
     device: str = "auto"
     data: RequiredSource = field(default_factory=RequiredSource)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class VariantSource(RequiredSource):
+    """A genome and variants of it."""
+
+    vcf: str = REQUIRED  # VCF (plain, gzip, bgzip) or BCF
+
+
+@dataclass
+class ScoreRoot(ScoreConfig):
+    """Every alternative allele of a VCF is scored."""
+
+    model: str = REQUIRED  # a model folder, or an MLflow run id
+    out: str = REQUIRED  # VCF file; its table and index stand beside it
+    device: str = "auto"
+    data: VariantSource = field(default_factory=VariantSource)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

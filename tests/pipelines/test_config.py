@@ -29,7 +29,7 @@ DOMAINS = (GENOMICS, AUDIO, TIMESERIES)
 ROOTS = {domain.root(command): command for domain in DOMAINS for command in domain.commands}
 GROUPS = {domain.root(command): domain.groups(command) for domain in DOMAINS for command in domain.commands}
 CHOICES = [(root, group, name) for root in ROOTS for group, names in GROUPS[root].items() for name in names]
-REQUIRED = ("model", "out", "run", "state", "data.fasta", "data.path")
+REQUIRED = ("model", "out", "run", "state", "data.fasta", "data.path", "data.vcf")
 CONFIGS = Path(str(files("configs")))
 
 

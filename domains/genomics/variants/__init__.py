@@ -1,0 +1,1 @@
+"""How much likelier or unlikelier a model holds the sequence with a variant than the reference: VCF in, VCF out."""
