@@ -89,7 +89,11 @@ def save_model(
     metrics: Mapping[str, float],
 ) -> None:
     """Write a model folder; it appears whole, in place of an earlier one of that name."""
-    portable = replace(config, data=_without_paths(config.data, str(data["source"])))
+    portable = replace(
+        config,
+        data=_without_paths(config.data, str(data["source"]), data.get("annotation", {}).get("source", "")),
+        task=replace(config.task, pretrained=data.get("pretrained", {}).get("folder", "")),
+    )
     write_model_folder(folder, weights, portable, data, metrics, {_TOKENIZER: save_tokenizer})
 
 
@@ -145,6 +149,7 @@ def check_genome(loaded: ModelRecord, store: GenomeStore) -> None:
         )
 
 
-def _without_paths(data: DataConfig, source: str) -> DataConfig:
-    """The settings with the genome by the name of its file alone; the bundled genome has none."""
-    return replace(data, fasta=source if data.fasta or data.store else "", store="", stores=DataConfig.stores)
+def _without_paths(data: DataConfig, source: str, annotation: str) -> DataConfig:
+    """The settings with genome and annotation by the names of their files alone; the bundled genome has none."""
+    fasta = source if data.fasta or data.store else ""
+    return replace(data, fasta=fasta, store="", stores=DataConfig.stores, annotation=annotation)

@@ -15,6 +15,9 @@ from lightning.pytorch.loggers import Logger
 
 from domains.config import FREE_TRAINER_KEYS, TrainerConfig
 from domains.errors import UserError
+from domains.genomics.annotation.pretrained import KINDS as ANNOTATION
+from domains.genomics.annotation.pretrained import adopt
+from domains.genomics.annotation.train import Assembled, annotation_splits, assemble, check_annotation
 from domains.genomics.config import DataConfig, TrainConfig
 from domains.genomics.data import NEXT_BASE, Form, GenomeDataModule, check_data
 from domains.genomics.masking import Masking
@@ -23,13 +26,20 @@ from domains.genomics.module import CausalTask, MaskedTask
 from domains.genomics.sample import sample_genome
 from domains.genomics.splits import Splits, make_splits
 from domains.genomics.store import GenomeStore, prepare_store
-from domains.session import TrainResult, command_line, open_session, seeded
+from domains.session import Session, TrainResult, command_line, open_session, seeded
 from domains.task import Task
 from mamba_core import CausalLM, MaskedLM
 
 DOMAIN = "genomics"
-KINDS = ("causal", "mlm")  # of task.kind
-FREE_ON_RESUME = FREE_TRAINER_KEYS | {"data.fasta", "data.store", "data.stores", "data.workers"}
+KINDS = ("causal", "mlm", *ANNOTATION)  # of task.kind
+FREE_ON_RESUME = FREE_TRAINER_KEYS | {
+    "data.fasta",
+    "data.store",
+    "data.stores",
+    "data.workers",
+    "data.annotation",
+    "task.pretrained",
+}
 
 
 def train(
@@ -63,28 +73,42 @@ def train(
     check_data(config.data)
     if config.task.kind not in KINDS:
         raise UserError(f"task.kind={config.task.kind}: must be one of {', '.join(KINDS)}")
+    annotates = config.task.kind in ANNOTATION
+    if annotates:
+        check_annotation(config)
+        config = adopt(config, resume=resume)
     session = open_session(DOMAIN, config, run_dir, resume=resume, overwrite=overwrite, free=FREE_ON_RESUME)
     store = open_store(config.data, progress)
-    if resume:
-        recorded = session.recorded_data(store.fingerprint, store.source_name, "genome")
+    recorded = session.recorded_data(store.fingerprint, store.source_name, "genome") if resume else None
+    if recorded is not None:
         splits = Splits.from_dict(recorded.get("splits", {}))
     else:
-        splits = make_splits(store, config.data)
-    model = seeded(partial(build_model, config), config.seed)
-    steps, accumulate = config.trainer.max_steps, config.trainer.accumulate
-    forms = _forms(config)
+        splits = annotation_splits(store, config) if annotates else make_splits(store, config.data)
+    if annotates:
+        parts = assemble(config, store, splits, session, recorded, progress)
+    else:
+        parts = _pretraining(config, store, splits, session)
     found = ", found prepared" if store.reused else ""
     return session.train(
-        make_task(model, config.trainer),
-        GenomeDataModule(store, splits, config.data, steps, accumulate, config.seed, session.share, forms),
-        describe_data(store, splits),
+        parts.task,
+        parts.data,
+        parts.described,
         save_model,
-        announce=(f"{store.source_name}: {store.summary()}{found}", splits.note),
+        announce=(f"{store.source_name}: {store.summary()}{found}", splits.note, *parts.announce),
         loggers=loggers,
         callbacks=callbacks,
         progress=progress,
         command=command,
     )
+
+
+def _pretraining(config: TrainConfig, store: GenomeStore, splits: Splits, session: Session) -> Assembled:
+    """What a model of bases trains with."""
+    model = seeded(partial(build_model, config), config.seed)
+    steps, accumulate = config.trainer.max_steps, config.trainer.accumulate
+    forms = _forms(config)
+    data = GenomeDataModule(store, splits, config.data, steps, accumulate, config.seed, session.share, forms)
+    return Assembled(make_task(model, config.trainer), data, describe_data(store, splits))
 
 
 def make_task(model: CausalLM | MaskedLM, config: TrainerConfig) -> Task:

@@ -75,7 +75,7 @@ class BaseLabels:
     Attributes:
         states: uint8 (total,), as this module counts them; NO_LABEL where nothing is known.
         sites: uint8 (total,), a bit for each of SITES.
-        classes: those of CLASSES that occur in the annotation.
+        classes: the first three of CLASSES, and UTR where the annotation has such bases.
         broken: transcripts whose phases do not fit their lengths, and how many have several coding parts.
     """
 
@@ -105,10 +105,11 @@ def label_bases(store: GenomeStore, table: FeatureTable) -> BaseLabels:
     table.check_type("CDS", "task.kind=segment")
     table.check_genome(store)
     offsets = {contig.name: contig.offset for contig in store.contigs}
+    named = set(table.contigs)
     states = np.full(store.total, NO_LABEL, dtype=np.uint8)
     sites = np.zeros(store.total, dtype=np.uint8)
     for contig in store.contigs:
-        if contig.name in set(table.contigs):
+        if contig.name in named:
             states[contig.offset : contig.offset + contig.length] = INTERGENIC
     found = [transcript for transcript in transcripts(table) if transcript.contig in offsets]
     for paint in (_paint_introns, _paint_untranslated, _paint_coding):  # what is painted later wins
@@ -116,12 +117,11 @@ def label_bases(store: GenomeStore, table: FeatureTable) -> BaseLabels:
             paint(states, offsets[transcript.contig], transcript)
     for transcript in found:
         _mark_sites(store.raw, sites, offsets[transcript.contig], transcript)
-    occurring = np.bincount(CLASS_OF_STATE[states], minlength=256)[: len(CLASSES)] > 0
     spliced = [transcript for transcript in found if len(transcript.coding) > 1]
     return BaseLabels(
         states,
         sites,
-        tuple(name for name, there in zip(CLASSES, occurring, strict=True) if there),
+        CLASSES if (states == UTR).any() else CLASSES[:3],
         (sum(not transcript.fits for transcript in spliced), len(spliced)),
     )
 

@@ -1,0 +1,197 @@
+"""Labelled windows and labelled bases as batches: every batch a pure function of the seed and its number."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from domains.batches import Batch
+from domains.genomics.annotation.labels import CLASS_OF_STATE, NO_LABEL, BaseLabels
+from domains.genomics.annotation.windows import LabelledWindows, read_spans
+from domains.genomics.config import DataConfig
+from domains.genomics.data import IGNORE, rows_per_batch
+from domains.genomics.splits import Region
+from domains.genomics.store import GenomeStore
+from domains.parallel import WHOLE, Share
+
+
+class Order:
+    """Which of ``count`` items come in which row of which batch: each epoch holds all of them, in an order of its own.
+
+    Args:
+        count: of the items. rows: of a batch. seed: of the orders.
+    """
+
+    def __init__(self, count: int, rows: int, seed: int) -> None:
+        self._count, self._rows, self._seed = count, rows, seed % 2**64
+        self._kept: dict[int, np.ndarray] = {}
+
+    def batch(self, number: int) -> np.ndarray:
+        """Items of a batch, int64 (rows,)."""
+        places = np.arange(number * self._rows, (number + 1) * self._rows)
+        epochs = places // self._count
+        return np.concatenate(
+            [self._epoch(int(epoch))[places[epochs == epoch] % self._count] for epoch in np.unique(epochs)]
+        )
+
+    def _epoch(self, number: int) -> np.ndarray:
+        if number not in self._kept:
+            self._kept = dict(list(self._kept.items())[-1:])
+            self._kept[number] = np.random.default_rng([self._seed, number]).permutation(self._count)
+        return self._kept[number]
+
+
+def span(data: DataConfig) -> int:
+    """Bases that a classifier reads: the window, and as many on either side as make up ``data.context``."""
+    context = data.window if data.context is None else data.context
+    return context + (context - data.window) % 2
+
+
+class WindowBatches(Dataset[Batch]):
+    """Batches of labelled windows, by number: ``total`` of them in shuffled order, or each window once in its own.
+
+    Items: ``inputs`` int64 (rows, span), ``labels`` and ``weights`` float32 (rows,). Of several processes each has
+    its share of the rows; one for which there is none has a row without weight.
+    """
+
+    def __init__(
+        self,
+        store: GenomeStore,
+        windows: LabelledWindows,
+        data: DataConfig,
+        share: Share = WHOLE,
+        *,
+        shuffled: tuple[int, int] | None = None,
+    ) -> None:
+        """``shuffled``: how many batches of a training there are, and its seed; None for each window once."""
+        self._store, self._windows, self._share = store, windows, share
+        self._length = span(data)
+        self._lead = (self._length - data.window) // 2
+        self._rows = rows_per_batch(data, self._length)
+        self._total = -(-len(windows) // self._rows)
+        self._order = None
+        if shuffled is not None:
+            self._total, seed = shuffled
+            self._order = Order(len(windows), self._rows, seed)
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < self._total:
+            raise IndexError(f"batch {index} of {self._total}")
+        if self._order is None:
+            items = np.arange(index * self._rows, min((index + 1) * self._rows, len(self._windows)))
+        else:
+            items = self._order.batch(index)
+        own = self._share.rows(len(items))
+        weight = float(own.stop > own.start)
+        items = items[own] if weight else items[:1]
+        tokens = read_spans(self._store, self._windows.starts[items], self._length, self._lead)
+        return {
+            "inputs": torch.from_numpy(tokens.astype(np.int64)),
+            "labels": torch.from_numpy(self._windows.labels[items].astype(np.float32)),
+            "weights": torch.full((len(items),), weight),
+        }
+
+
+class Tile(NamedTuple):
+    """A stretch of a contig that is read at once, and the part of it whose answers count; positions of store.raw."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def tile(regions: list[Region], store: GenomeStore, window: int, halo: int) -> list[Tile]:
+    """Tiles of at most ``window`` bases that cover regions; each base counts once, ``halo`` bases from its tile's edge.
+
+    At the edges of a region there is no more to see. The last tile of a region begins early enough to be a whole
+    window, if the region holds one.
+    """
+    tiles = []
+    core = max(1, window - 2 * halo)
+    for region in regions:
+        offset = store.contig(region.contig).offset
+        first = region.start
+        while first < region.stop:
+            start = max(region.start, min(first - halo, region.stop - window))
+            stop = min(region.stop, start + window)
+            last = region.stop if stop == region.stop else min(stop - halo, first + core)
+            tiles.append(Tile(offset + start, offset + stop, offset + first, offset + last))
+            first = last
+    return tiles
+
+
+def base_windows(store: GenomeStore, labels: BaseLabels, regions: list[Region], window: int) -> np.ndarray:
+    """Starts of windows that cover the regions that hold one, the last of each ending where the region ends.
+
+    Windows without a labelled base are left out. int64 (n,), positions in store.raw.
+    """
+    starts = []
+    for region in regions:
+        if region.length >= window:
+            own = np.minimum(np.arange(0, region.length, window), region.length - window)
+            starts.append(store.contig(region.contig).offset + region.start + own)
+    found = np.concatenate([np.zeros(0, np.int64), *starts])
+    return found[[bool((labels.states[at : at + window] != NO_LABEL).any()) for at in found.tolist()]]
+
+
+def share_of_windows(starts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """A share of the windows, at least one, in order; a smaller share is part of a larger one."""
+    count = max(1, round(fraction * len(starts)))
+    return starts[np.sort(np.random.default_rng([seed % 2**64, 77]).permutation(len(starts))[:count])]
+
+
+class BaseBatches(Dataset[Batch]):
+    """Batches of windows with a label for every base, by number.
+
+    Items: ``inputs`` int64 (rows, window), ``classes`` int64 (rows, window) with IGNORE, ``sites`` uint8 (rows,
+    window).
+    """
+
+    def __init__(
+        self,
+        store: GenomeStore,
+        labels: BaseLabels,
+        starts: np.ndarray,
+        data: DataConfig,
+        share: Share = WHOLE,
+        *,
+        shuffled: tuple[int, int] | None = None,
+    ) -> None:
+        """``starts``: int64 (n,), positions in store.raw. ``shuffled``: see :class:`WindowBatches`."""
+        self._store, self._labels, self._share, self._starts = store, labels, share, starts
+        self._length = data.window
+        self._rows = rows_per_batch(data, data.window)
+        self._total = -(-len(starts) // self._rows)
+        self._order = None
+        if shuffled is not None:
+            self._total, seed = shuffled
+            self._order = Order(len(starts), self._rows, seed)
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < self._total:
+            raise IndexError(f"batch {index} of {self._total}")
+        if self._order is None:
+            items = np.arange(index * self._rows, min((index + 1) * self._rows, len(self._starts)))
+        else:
+            items = self._order.batch(index)
+        own = self._share.rows(len(items))
+        empty = own.start == own.stop
+        starts = self._starts[items[:1] if empty else items[own]]
+        at = starts[:, None] + np.arange(self._length)
+        classes = CLASS_OF_STATE[self._labels.states[at]].astype(np.int64)
+        classes[classes == NO_LABEL] = IGNORE
+        if empty:
+            classes[:] = IGNORE
+        return {
+            "inputs": torch.from_numpy(read_spans(self._store, starts, self._length).astype(np.int64)),
+            "classes": torch.from_numpy(classes),
+            "sites": torch.from_numpy(self._labels.sites[at]),
+        }

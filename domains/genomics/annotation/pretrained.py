@@ -1,0 +1,76 @@
+"""Starting from a model that has read genomes: its backbone, its weights, and what it may have seen of the test."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from domains.errors import UserError
+from domains.genomics.annotation.models import BothStrands
+from domains.genomics.config import TrainConfig
+from domains.genomics.model import ModelRecord, read_record
+from domains.genomics.splits import Region, Splits
+from domains.genomics.store import GenomeStore
+
+KINDS = ("classify", "segment")  # of task.kind that may start from another model
+
+
+def adopt(config: TrainConfig, *, resume: bool = False) -> TrainConfig:
+    """The settings with the backbone of ``task.pretrained`` in place of their own.
+
+    A resumed run has its weights in its checkpoint: the folder may be gone by then.
+
+    Raises:
+        UserError: the folder is no model folder, or of a model of annotation; or there is nothing to freeze.
+    """
+    task = config.task
+    if not task.pretrained:
+        if task.freeze:
+            raise UserError("task.freeze=true: a backbone that is not pre-trained knows nothing; give task.pretrained")
+        return config
+    if resume and not Path(task.pretrained).is_dir():
+        return config
+    return replace(config, backbone=_record(task.pretrained).config.backbone)
+
+
+def load_pretrained(encoder: BothStrands, config: TrainConfig, store: GenomeStore, splits: Splits) -> dict[str, Any]:
+    """Put the weights of ``task.pretrained`` into ``encoder``; what there is to say about them, as plain values.
+
+    ``trained_on_test`` counts the bases of the test regions that the model was pre-trained on, None where it was
+    pre-trained on another genome.
+    """
+    record = _record(config.task.pretrained)
+    seen = None
+    if record.fingerprint == store.fingerprint:
+        seen = sum(_common(test, train) for test in splits.test for train in record.splits.train)
+    return {
+        "model": encoder.load_pretrained(record.path),
+        "kind": record.config.task.kind,
+        "folder": record.path.absolute().parent.name,
+        "source": record.source,
+        "trained_on_test": seen,
+        "frozen": config.task.freeze,
+    }
+
+
+def note(pretrained: dict[str, Any]) -> str:
+    """One line for people."""
+    seen = pretrained["trained_on_test"]
+    warning = f"; it has read {seen:,} bases of the test regions without labels" if seen else ""
+    how = "frozen" if pretrained["frozen"] else "trained on"
+    return f"backbone from {pretrained['folder']} ({pretrained['kind']}, {pretrained['source']}), {how}{warning}"
+
+
+def _record(folder: str) -> ModelRecord:
+    record = read_record(folder)
+    if record.config.task.kind in KINDS:
+        raise UserError(
+            f"task.pretrained={folder}: is a model of {record.config.task.kind}; give one that was pre-trained "
+            "(task=causal or task=mlm)"
+        )
+    return record
+
+
+def _common(one: Region, other: Region) -> int:
+    if one.contig != other.contig:
+        return 0
+    return max(0, min(one.stop, other.stop) - max(one.start, other.start))
