@@ -38,6 +38,7 @@ def evaluate(
         "source": store.source_name,
         "fingerprint": store.fingerprint,
         "model_sha256": loaded.hash,
+        "seed": loaded.config.seed,
         "hardware": describe_hardware(target),
     }
     run = predict_clips if loaded.sound.kind == GENERATE else name_clips
