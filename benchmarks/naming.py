@@ -11,7 +11,8 @@ watches their training). Dialogue, whose 71 levels are many, wants the one split
 Every fold of every recipe and seed is a training run of its own in a process beside others, for models this small leave
 a GPU idle; each is evaluated beside its baselines, which learn from the same clips. Then folds are pooled: scores of
 each seed over all clips, their mean, and a paired bootstrap over clips and groups against the baselines and between the
-recipes. The recipes' data.store is read; PyTorch, torchaudio, Lightning and scikit-learn are needed. Progress goes to standard output as lines of JSON. Stopped, the same command goes on with what is missing.
+recipes. The recipes' data.store is read; PyTorch, torchaudio, Lightning and scikit-learn are needed. Progress goes to
+standard output as lines of JSON. Stopped, the same command goes on with what is missing.
 """
 
 import argparse

@@ -90,14 +90,17 @@ class Compress(nn.Module):
 
 
 def bands(count: int, length: int) -> Tensor:
-    """Sines and cosines by turns under a Hann window, of unit gain: float32 (count, length).
+    """Cosines and sines by turns, of unit gain: float32 (count, length).
 
-    From one period in the window to 0.45 of the rate, evenly on the mel scale at 16 kHz.
+    From one period in ``length`` to 0.45 of the rate, evenly on the mel scale at 16 kHz. Each stands under a Hann window
+    at the end, short enough to hear as far as the next band: the higher, the wider and the sooner.
     """
     low, high = (math.log1p(f / _MEL_BREAK) for f in (1 / length, 0.45))
     pairs = -(-count // 2)
-    rates = _MEL_BREAK * torch.expm1(torch.linspace(low, high, pairs, dtype=torch.float64, device="cpu"))
-    phase = 2 * math.pi * rates[:, None] * (torch.arange(length, device="cpu") - (length - 1) / 2)
-    window = torch.hann_window(length, periodic=False, dtype=torch.float64, device="cpu")
-    waves = torch.stack([phase.cos(), phase.sin()], dim=1).flatten(0, 1)[:count]
-    return (waves * window * 2 / window.sum()).float()
+    rates = _MEL_BREAK * torch.expm1(torch.linspace(low, high, pairs + 1, dtype=torch.float64, device="cpu"))
+    lasts = (2 / rates.diff()).clamp(max=length)[:, None]  # samples
+    time = torch.arange(length, dtype=torch.float64, device="cpu") - (length - (lasts + 1) / 2)
+    window = torch.where(time.abs() < lasts / 2, 1 + (2 * math.pi * time / lasts).cos(), 0.0)
+    phase = 2 * math.pi * rates[:-1, None] * time
+    waves = torch.stack([phase.cos(), phase.sin()], dim=1) * (2 / window.sum(1, keepdim=True) * window)[:, None]
+    return waves.flatten(0, 1)[:count].float()
