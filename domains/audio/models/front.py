@@ -92,8 +92,8 @@ class Compress(nn.Module):
 def bands(count: int, length: int) -> Tensor:
     """Cosines and sines by turns, of unit gain: float32 (count, length).
 
-    From one period in ``length`` to 0.45 of the rate, evenly on the mel scale at 16 kHz. Each stands under a Hann window
-    at the end, short enough to hear as far as the next band: the higher, the wider and the sooner.
+    From one period in ``length`` to 0.45 of the rate, evenly on the mel scale at 16 kHz. Each is under a Hann window
+    at its end, short enough to hear as far as the next band: the higher, the wider and the sooner.
     """
     low, high = (math.log1p(f / _MEL_BREAK) for f in (1 / length, 0.45))
     pairs = -(-count // 2)
