@@ -90,8 +90,12 @@ def sweep_partials(root: Path | str) -> None:
                     shutil.rmtree(partial, ignore_errors=True)
 
 
+class FolderInUse(UserError):
+    """Another process holds the lock of a folder."""
+
+
 @contextmanager
-def locked_folder(path: Path | str, busy: str | None = None) -> Iterator[bool]:
+def locked_folder(path: Path | str, busy: str | None = None, *, shared: bool = False) -> Iterator[bool]:
     """Hold the lock of a folder, which goes with the process, however that ends; it writes nothing.
 
     Gives whether the lock is truly held: False on Windows and on file systems that know no locks, where others may be
@@ -100,25 +104,26 @@ def locked_folder(path: Path | str, busy: str | None = None) -> Iterator[bool]:
     Args:
         path: the folder, which must exist.
         busy: what to tell the user when someone else holds the lock; None waits instead.
+        shared: others may hold it too, if they share it as well.
 
     Raises:
-        UserError: someone else holds it.
+        FolderInUse: someone else holds it.
     """
     if fcntl is None:
         yield False
         return
     folder = os.open(path, os.O_RDONLY)
     try:
-        yield _lock(folder, path, busy)
+        yield _lock(folder, path, busy, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     finally:
         os.close(folder)
 
 
-def _lock(folder: int, path: Path | str, busy: str | None) -> bool:
+def _lock(folder: int, path: Path | str, busy: str | None, kind: int) -> bool:
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(folder, kind if busy is None else kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{path}: {busy}") from None
+        raise FolderInUse(f"{path}: {busy}") from None
     except OSError:
         return False  # some network file systems know no locks
     return True

@@ -2,11 +2,14 @@
 
 ``manifest.json`` says what the results were made of and which parts are done. A part's files appear whole or not at
 all, so a run that was killed goes on with the first part that is missing; the manifest holds their sizes and hashes, so
-one that was damaged since is made again. One process at a time writes into a folder.
+one that was damaged since is made again. One process at a time writes into a folder, or the processes of a job that
+was split into shards (domains.shards).
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,11 @@ from typing import Any
 from domains.errors import UserError
 from domains.files import file_sha256, find_temporaries, locked_folder
 from domains.folder import read_json, write_json
+from domains.shards import Shard
 
 MANIFEST = "manifest.json"
+PROGRESS = ".progress"
+_SHARD = re.compile(r"manifest\.\d+-of-\d+\.json")
 
 
 @dataclass(frozen=True)
@@ -44,19 +50,23 @@ class Manifest:
 
     Attributes:
         out: the folder.
-        path: the file.
-        parts: name of each part that was done, to ``{kind: file name, ..., "files": {file name: size and hash}, ...}``.
+        path: the file that this process writes: manifest.json, or that of its shard.
+        parts: name of each part that was done, to ``{kind: file name, ..., "files": {file name: size and hash}, ...}``;
+            of a shard, those that it did itself.
+        others: likewise of the parts that are noted in other shards' files; empty in manifest.json.
     """
 
-    def __init__(self, out: Path, table: dict[str, Any], parts: str) -> None:
-        self.out = out
-        self.path = out / MANIFEST
-        self.parts: dict[str, dict[str, Any]] = table[parts]
+    def __init__(self, path: Path, table: dict[str, Any], plan: Plan, others: dict[str, dict[str, Any]]) -> None:
+        self.out = path.parent
+        self.path = path
+        self.parts: dict[str, dict[str, Any]] = table[plan.parts]
+        self.others = others
         self._table = table
+        self._key = plan.parts
 
     def is_done(self, part: str) -> bool:
         """Whether all files of a part are what the manifest says; when they cannot be read, they are not."""
-        entry = self.parts.get(part)
+        entry = self.parts.get(part) or self.others.get(part)
         try:
             return entry is not None and all(_stamp(self.out / name) == stamp for name, stamp in entry["files"].items())
         except OSError:
@@ -70,26 +80,77 @@ class Manifest:
             files: kind to name of each of its files, which stand in the folder; a kind is not called "files".
             facts: what else there is to say about it; plain values.
         """
-        stamps = {name: _stamp(self.out / name) for name in files.values()}
-        self.parts[part] = {**files, "files": stamps, **facts}
+        self.enter(part, make_entry(self.out, files, facts))
+
+    def enter(self, part: str, entry: Mapping[str, Any]) -> None:
+        """Note that a part is done, which :func:`make_entry` describes; another process may have made it."""
+        self.parts[part] = dict(entry)
         write_json(self.path, self._table)
+
+    def note(self, key: str, value: Any) -> None:
+        """Say something more about all of the results; a plain value, None to take it back."""
+        if self._table.get(key) != value:
+            self._table = {k: v for k, v in self._table.items() if k != key} | ({} if value is None else {key: value})
+            write_json(self.path, self._table)
+
+    @property
+    def progress(self) -> Path:
+        """A folder for what this process has not finished, made now; what is there outlives the process."""
+        folder = self.out / PROGRESS / self.path.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def close(self, order: Sequence[str]) -> bool:
+        """Once all parts are done: one manifest, in their order, and nothing left of shards and of what was under way.
+
+        Args:
+            order: names of all parts.
+
+        Returns:
+            whether all are done. Of a shard's manifest, which knows too little, always False.
+        """
+        if self.path.name != MANIFEST or not all(part in self.parts for part in order):
+            return False
+        done = {part: self.parts[part] for part in order}
+        if list(done) != list(self.parts) or not self.path.exists():
+            self.parts.clear()
+            self.parts.update(done)
+            write_json(self.path, self._table)
+        for path in _shard_manifests(self.out):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.out / PROGRESS, ignore_errors=True)
+        return True
+
+
+def make_entry(out: Path, files: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says about a part; see :meth:`Manifest.record`."""
+    return {**files, "files": {name: _stamp(out / name) for name in files.values()}, **facts}
 
 
 @contextmanager
-def open_manifest(out: Path, plan: Plan) -> Iterator[Manifest]:
-    """The folder ``out``, made when missing, for this process alone; what killed processes left in it is removed.
+def open_manifest(out: Path, plan: Plan, shard: Shard | None = None) -> Iterator[Manifest]:
+    """The folder ``out``, made when missing, for this process; what killed processes left in it is removed.
+
+    Processes with a ``shard`` share the folder with each other: each notes what it did in a file of its own,
+    ``manifest.<index>-of-<count>.json``. Opened without a shard, which no shard may be at work for, the manifest takes
+    in what those files say. File systems that know no locks leave it to the user that no two processes do the same.
 
     Raises:
-        UserError: the folder holds results of another identity or setting, or other files; another process is writing
-            into it; or it cannot be written.
+        UserError: the folder holds results of another identity or setting, or other files; or it cannot be written.
+        FolderInUse: another process is writing into it.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: holds other files; choose a new out folder")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     busy = f"another process is writing {plan.holds} there; wait for it, or choose another out folder"
-    with locked_folder(out, busy) as alone:
-        yield Manifest(out, _read_or_start(out, plan, alone), plan.parts)
+    with ExitStack() as held:
+        alone = held.enter_context(locked_folder(out, busy, shared=shard is not None))
+        manifest = _read_or_start(out, plan, shard, alone)
+        if shard is not None:
+            busy = f"another process is writing shard {shard.index} of {shard.count} there; wait for it"
+            held.enter_context(locked_folder(manifest.progress, busy))
+        yield manifest
 
 
 @contextmanager
@@ -104,23 +165,32 @@ def disk_errors(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_or_start(out: Path, plan: Plan, alone: bool) -> dict[str, Any]:
-    """The table of manifest.json, a fresh one in an empty folder; leftovers go when no one else can be at work."""
-    path = out / MANIFEST
-    leftovers = find_temporaries(out, (MANIFEST, *plan.endings))
-    table = {**plan.identity, **plan.settings, **plan.notes, plan.parts: {}}
-    started = path.exists()
-    if started:
-        table = read_json(path)
+def _read_or_start(out: Path, plan: Plan, shard: Shard | None, alone: bool) -> Manifest:
+    """What the manifests say, a fresh one in an empty folder; leftovers go when no one else can be at work."""
+    path = out / (MANIFEST if shard is None else f"manifest.{shard}.json")
+    leftovers = find_temporaries(out, (".json", *plan.endings))
+    found = {file: read_json(file) for file in (out / MANIFEST, *_shard_manifests(out)) if file.exists()}
+    for table in found.values():
         _check_same(out, plan, table)
-    elif set(out.iterdir()) - set(leftovers):
+    if not found and {file for file in out.iterdir() if file.name != PROGRESS} - set(leftovers):
         raise UserError(f"{out}: holds other files; choose a new out folder")
+    started = path in found
+    table = found.pop(path) if started else {**plan.identity, **plan.settings, **plan.notes, plan.parts: {}}
+    others = {part: entry for other in found.values() for part, entry in other[plan.parts].items()}
+    if shard is None:
+        table[plan.parts] = others | table[plan.parts]
+        others = {}
     with disk_errors(out):
-        for leftover in leftovers if alone else ():
-            leftover.unlink(missing_ok=True)
+        if alone and shard is None:
+            for leftover in leftovers:
+                leftover.unlink(missing_ok=True)
         if not started:
             write_json(path, table)
-    return table
+    return Manifest(path, table, plan, others)
+
+
+def _shard_manifests(out: Path) -> list[Path]:
+    return sorted(path for path in out.iterdir() if _SHARD.fullmatch(path.name))
 
 
 def _check_same(out: Path, plan: Plan, table: Mapping[str, Any]) -> None:

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from domains.errors import UserError
-from domains.files import locked_folder
+from domains.files import FolderInUse, locked_folder
 from domains.folder import read_json
-from domains.manifest import Plan, disk_errors, open_manifest
+from domains.manifest import Plan, disk_errors, make_entry, open_manifest
+from domains.shards import Shard
 
 PLAN = Plan(
     holds="forecasts",
@@ -94,4 +95,83 @@ def test_a_full_disk_is_told_in_one_line(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"), open_manifest(tmp_path / "file" / "out", PLAN):
+        raise AssertionError
+
+
+ORDER = ["a", "b", "c", "d"]
+
+
+def shard(index):
+    return Shard(index, 2)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """What one process leaves."""
+    with open_manifest(tmp_path / "whole", PLAN) as manifest:
+        for part in ORDER:
+            record(manifest, part)
+        assert manifest.close(ORDER)
+    return contents(tmp_path / "whole")
+
+
+def test_shards_work_side_by_side_and_the_last_leaves_what_one_process_would(tmp_path, whole):
+    out = tmp_path / "out"
+    with open_manifest(out, PLAN, shard(0)) as first, open_manifest(out, PLAN, shard(1)) as second:
+        for part in ("c", "a"):
+            record(first, part)
+        (first.progress / "b.txt").write_text("half")
+        record(second, "d")
+        (out / ".b.txt.0123abcd").touch()
+        with pytest.raises(FolderInUse), open_manifest(out, PLAN):
+            raise AssertionError
+        with pytest.raises(FolderInUse, match="shard 1 of 2 there"), open_manifest(out, PLAN, shard(1)):
+            raise AssertionError
+        assert not first.close(["a", "c"])
+    assert {"manifest.0-of-2.json", "manifest.1-of-2.json"} < names(out)
+    with open_manifest(out, PLAN, shard(1)) as second:
+        assert [second.is_done(part) for part in ORDER] == [True, False, True, True]
+        assert list(second.parts) == ["d"]
+    with open_manifest(out, PLAN) as manifest:  # nobody else is at work: what the killed left is gone
+        assert not (out / ".b.txt.0123abcd").exists()
+        assert not manifest.close(ORDER)
+        assert {"manifest.0-of-2.json", ".progress"} < names(out)
+        (out / "b.txt").write_text("done")
+        manifest.enter("b", make_entry(out, {"table": "b.txt"}, {"rows": 4}))
+        assert manifest.close(ORDER)
+    assert contents(out) == whole
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_folder_that_is_complete_is_not_written_again(tmp_path, whole):
+    path = tmp_path / "whole" / "manifest.json"
+    before = path.stat().st_mtime_ns
+    with open_manifest(tmp_path / "whole", PLAN) as manifest:
+        manifest.note("tracks", None)
+        assert manifest.close(ORDER)
+    assert path.stat().st_mtime_ns == before
+    with open_manifest(tmp_path / "whole", PLAN) as manifest:
+        manifest.note("tracks", {"a.bw": 1})
+    assert read_json(path)["tracks"] == {"a.bw": 1}
+
+
+def test_a_shard_of_another_job_is_refused(out):
+    with (
+        pytest.raises(UserError, match="another model"),
+        open_manifest(out, replace(PLAN, identity={"format": 1, "model": "xyz"}), shard(0)),
+    ):
+        raise AssertionError
+    with open_manifest(out, PLAN, shard(0)) as manifest:  # goes on with what one process began
+        assert manifest.is_done("a")
+    with (
+        pytest.raises(UserError, match="holds forecasts with horizon=24"),
+        open_manifest(out, replace(PLAN, settings={"horizon": 12})),
+    ):
         raise AssertionError
