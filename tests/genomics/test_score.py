@@ -18,6 +18,7 @@ from domains.genomics.variants import score as module
 from domains.genomics.variants.alleles import Reason, resolve
 from domains.genomics.variants.haplotypes import Place, make_windows
 from domains.genomics.variants.likelihood import causal_log_probs
+from domains.genomics.variants.masked import masked_ratios
 from domains.genomics.variants.score import score
 from tests.genomics.genomes import make_store, random_bases
 
@@ -90,6 +91,16 @@ def table(scores):
     return frame
 
 
+def place_of(store, row):
+    """Where a row's allele changes what."""
+    length = store.contig(row.contig).length
+
+    def read(start, stop):
+        return store.tokens(row.contig, start, stop)
+
+    return Place(row.contig, read, length, resolve(read, length, row.position, row.ref, row.alt))
+
+
 def lines(path):
     text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
     return [line for line in text.splitlines() if not line.startswith("#")]
@@ -110,18 +121,23 @@ def test_each_allele_has_the_score_that_its_windows_give_it_alone(tiny, tiny_mod
     found = frame[frame.llr.notna()]
     assert set(found.kind) == {"snv", "deletion", "insertion"}
     for row in found.itertuples():
-        length = tiny.contig(row.contig).length
-
-        def read(start, stop, contig=row.contig):
-            return tiny.tokens(contig, start, stop)
-
-        edit = resolve(read, length, row.position, row.ref, row.alt)
-        windows = make_windows([Place(row.contig, read, length, edit)], 40, 20)
+        windows = make_windows([place_of(tiny, row)], 40, 20)
         (strands,) = windows.ratios(causal_log_probs(model, windows))
         np.testing.assert_allclose([row.llr_forward, row.llr_reverse], strands, atol=1e-5)
         assert row.llr == pytest.approx(strands.mean(), abs=1e-5)
         assert bases(tiny, row.contig, int(row.normal_position), len(row.normal_ref)) == row.normal_ref
     assert found.llr.std() > 0.5
+
+
+def test_a_masked_model_scores_by_masked_probability(tiny, masked_models, records, tmp_path):
+    done = run(masked_models[True], tiny, make_vcf(tmp_path / "in.vcf", records[:12]), tmp_path / "out.vcf")
+    assert 'Method="masked"' in done.vcf.read_text()
+    found = table(done)
+    found = found[found.llr.notna()]
+    places = [place_of(tiny, row) for row in found.itertuples()]
+    wanted = masked_ratios(load_model(masked_models[True]).masked, places, 40, 20)
+    np.testing.assert_allclose(found[["llr_forward", "llr_reverse"]], wanted, atol=1e-5)
+    assert len(found) == 12 + 4
 
 
 def test_the_vcf_says_what_the_table_says(scored):
@@ -299,6 +315,7 @@ def test_the_files_say_what_they_were_made_of(tiny, tiny_model, scored):
         "model": loaded.hash,
         "genome": tiny.fingerprint,
         "source": "made.fa",
+        "method": "causal",
         "context": 40,
         "window": 20,
         "strands": "both",

@@ -15,6 +15,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from domains.config import MANY, check_range
@@ -28,6 +29,7 @@ from domains.genomics.store import GenomeStore
 from domains.genomics.variants.alleles import Reason, resolve, to_vcf
 from domains.genomics.variants.haplotypes import Place, make_windows
 from domains.genomics.variants.likelihood import causal_log_probs
+from domains.genomics.variants.masked import masked_ratios
 from domains.genomics.variants.table import Row, join_shards, read_rows, write_shard
 from domains.genomics.variants.vcf import (
     Field,
@@ -43,7 +45,7 @@ from domains.genomics.variants.vcf import (
 )
 from domains.hardware import choose_device
 from domains.manifest import Manifest, Plan, disk_errors, open_manifest
-from mamba_core import CausalLM
+from mamba_core import MaskedLM
 
 SHARD = 2048  # records between two savings
 _FORMAT = 1
@@ -94,7 +96,6 @@ class _Job(NamedTuple):
     """What every shard is scored with."""
 
     loaded: LoadedModel
-    model: CausalLM
     store: GenomeStore
     config: ScoreConfig
     vcf: Path
@@ -116,7 +117,8 @@ def score(
 
     The score is log p(window with the alternative) - log p(window with the reference), in nats, given the bases before
     both: negative where the model holds the alternative unlikelier. It is the mean of both strands; windows are equally
-    long (see domains.genomics.variants.haplotypes). Alleles that cannot be scored are passed on with a
+    long (see domains.genomics.variants.haplotypes). A masked model tells the bases of either allele from both flanks
+    (see domains.genomics.variants.masked). Alleles that cannot be scored are passed on with a
     :class:`~domains.genomics.variants.alleles.Reason`; lines that are no records are left out of the VCF, and stand in
     the table.
 
@@ -134,17 +136,16 @@ def score(
     vcf, out = Path(vcf), Path(out)
     check_request(config, vcf, out)
     loaded = load_model(model_dir, str(choose_device(device)))
-    if not isinstance(loaded.model, CausalLM):
-        raise UserError(f"{loaded.path}: is a masked model; score wants one that reads from left to right")
     origin = {
         "model": loaded.hash,
         "genome": store.fingerprint,
         "source": store.source_name,
+        "method": "masked" if isinstance(loaded.model, MaskedLM) else "causal",
         "context": config.context,
         "window": config.window,
         "strands": "both",
     }
-    job = _Job(loaded, loaded.model, store, config, vcf, out, origin)
+    job = _Job(loaded, store, config, vcf, out, origin)
     work = out.with_name(f"{out.name}.parts")
     with open_manifest(work, _plan(job)) as manifest:
         if manifest.is_done(_RESULT):
@@ -298,10 +299,8 @@ def _batches(records: Iterable[VcfRecord | Malformed]) -> Iterator[list[VcfRecor
 def _score_shard(job: _Job, manifest: Manifest, alleles: _Alleles, rows: list[Row], name: str) -> None:
     placed = [(row, place) for row in rows if (place := alleles.place(row)) is not None]
     alleles.refuse_other_assembly(rows)
-    windows = make_windows([place for _, place in placed], job.config.context, job.config.window)
-    log_probs = causal_log_probs(job.model, windows, chunk=job.config.chunk)
-    for (row, _), compared, strands in zip(placed, windows.compared, windows.ratios(log_probs), strict=True):
-        if not compared.all():
+    for (row, _), strands in zip(placed, _ratios(job, [place for _, place in placed]), strict=True):
+        if np.isnan(strands).any():
             row.reason = Reason.NO_FLANK
             continue
         row.llr_forward, row.llr_reverse = map(float, strands)
@@ -309,6 +308,15 @@ def _score_shard(job: _Job, manifest: Manifest, alleles: _Alleles, rows: list[Ro
     with atomic_file(manifest.out / name) as file:
         write_shard(file, rows, job.origin)
     manifest.record(name, {"parquet": name}, _facts(rows))
+
+
+def _ratios(job: _Job, places: Sequence[Place]) -> np.ndarray:
+    """Log-likelihood ratios of alleles, float64 (alleles, 2), nats; NaN where there is nothing to compare."""
+    model, (context, window) = job.loaded.model, (job.config.context, job.config.window)
+    if isinstance(model, MaskedLM):
+        return masked_ratios(model, places, context, window, chunk=job.config.chunk)
+    windows = make_windows(places, context, window)
+    return windows.ratios(causal_log_probs(model, windows, chunk=job.config.chunk))
 
 
 def _facts(rows: Sequence[Row]) -> dict[str, Any]:
