@@ -4,10 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from typing import Any, BinaryIO
 
 ROWS = 1 << 16  # of a row group
 
@@ -46,8 +43,8 @@ class Row:
     duplicate: bool = False
 
 
-def schema(origin: Mapping[str, object]) -> "pa.Schema":
-    """Columns as :class:`Row` describes them; ``origin`` stands in the metadata, as JSON under ``serpentine``."""
+def schema(origin: Mapping[str, object]) -> Any:
+    """The Arrow schema: columns as :class:`Row` describes them; ``origin`` stands in the metadata, as JSON under ``serpentine``."""
     import pyarrow as pa  # late: machines that only train lack it
 
     words = pa.dictionary(pa.int32(), pa.string())
