@@ -44,7 +44,7 @@ class Row:
 
 
 def schema(origin: Mapping[str, object]) -> Any:
-    """The Arrow schema: columns as :class:`Row` describes them; ``origin`` stands in the metadata, as JSON under ``serpentine``."""
+    """The Arrow schema: columns of :class:`Row`; ``origin`` stands in the metadata, as JSON under ``serpentine``."""
     import pyarrow as pa  # late: machines that only train lack it
 
     words = pa.dictionary(pa.int32(), pa.string())
