@@ -64,7 +64,7 @@ class MarkovModels:
         if not 0 <= max_order <= MAX_ORDER:
             raise UserError(f"max_order={max_order}: Markov models have orders from 0 to {MAX_ORDER}")
         counts = count_words(store, regions, max_order, progress)
-        sample = [_Words(block, context, max_order) for block, context in _sample(store, validation, max_order)]
+        sample = [_Words(block, context, max_order) for block, context in sample_blocks(store, validation, max_order)]
         known = sum(int(words.known.sum()) for words in sample)
         if not counts[0].sum() or not known:
             raise UserError(f"{store.source_name}: no known base to fit Markov models on; check data.validation")
@@ -176,7 +176,7 @@ class _Words:
             yield used, positions, self._codes_at(positions, used)
         positions = np.flatnonzero(self._reach >= order)
         if len(positions):
-            codes = _rolling_codes(self._bases, order + 1)
+            codes = rolling_codes(self._bases, order + 1)
             yield order, positions, codes[positions + (self._lead - order)]
 
     def _codes_at(self, positions: np.ndarray, order: int) -> np.ndarray:
@@ -186,7 +186,7 @@ class _Words:
         return codes
 
 
-def _rolling_codes(bases: np.ndarray, length: int) -> np.ndarray:
+def rolling_codes(bases: np.ndarray, length: int) -> np.ndarray:
     """Codes of all words of ``length`` in ``bases``, by doubling: int32 (len(bases) - length + 1,)."""
     codes, width = bases, 1
     for bit in bin(length)[3:]:
@@ -231,7 +231,7 @@ def _block(store: GenomeStore, region: Region, start: int, size: int, order: int
     return tokens[lead:], tokens[:lead]
 
 
-def _sample(store: GenomeStore, regions: Sequence[Region], order: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def sample_blocks(store: GenomeStore, regions: Sequence[Region], order: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pieces of the regions like :func:`_blocks`, spread evenly when they are many."""
     size = 1 << 16
     starts = [(region, start) for region in regions for start in range(region.start, region.stop, size)]

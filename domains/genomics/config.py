@@ -56,14 +56,24 @@ class TrainConfig:
 
 
 @dataclass
+class WindowsConfig:
+    """How a masked model, which sees both sides, reads a contig: in windows that overlap by their halos."""
+
+    length: int = 16384  # bases of a window that are scored
+    halo: int = 2048  # bases on either side of them that are read as well
+
+
+@dataclass
 class EvaluateConfig:
-    """Which bases are scored, and against which Markov models."""
+    """Which bases are scored, and against which Markov models; of masked models, against two-sided k-mer models."""
 
     max_order: int = 10  # largest Markov order considered; the order is chosen on validation
     max_bases: int | None = None  # score at most this many bases, from the start of the test regions
     both_strands: bool = True
     context: int | None = None  # bases after which every model forgets what it has read; None: never within a contig
     chunk: int = 16384  # bases per call while streaming; does not change the result
+    mask_fraction: float | None = None  # of a masked model: how many bases are hidden; None: as many as in training
+    windows: WindowsConfig = field(default_factory=WindowsConfig)  # of a masked model
 
 
 @dataclass
@@ -72,6 +82,8 @@ class PredictConfig:
 
     both_strands: bool = False
     chunk: int = 16384  # bases per call; does not change the result
+    mask_every: int = 8  # of a masked model: each reading hides every so many-th base, so there are so many readings
+    windows: WindowsConfig = field(default_factory=WindowsConfig)  # of a masked model
 
 
 @dataclass

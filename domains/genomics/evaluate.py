@@ -1,7 +1,7 @@
 """How well a model predicts DNA that it has not seen, beside Markov models on the same positions."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,15 +83,9 @@ class Evaluation:
 
     def where(self) -> str:
         """The positions scored, in words (0-based, half-open)."""
-        bases = sum(region.length for region in self.regions)
-        if len(self.regions) <= 4:
-            names = ", ".join(f"{region.contig}:{region.start}-{region.stop}" for region in self.regions)
-        else:
-            names = f"{len(self.regions)} contigs"
-        part = "test regions" if self.whole else "start of the test regions"
         strands = "both strands" if self.strands == "both" else "forward strand"
         forgetting = "" if self.context is None else f", context of {self.context:,} bases at most"
-        return f"{strands} of {self.source} {names} ({part}, {bases:,} bases{forgetting})"
+        return f"{strands} of {name_regions(self.source, self.regions, self.whole, forgetting)}"
 
     def metrics(self) -> dict[str, float]:
         """The numbers over all positions by name, for a tracker."""
@@ -187,6 +181,17 @@ def prefix(regions: Iterable[Region], max_bases: int | None) -> list[Region]:
         kept.append(Region(region.contig, region.start, stop))
         left = None if left is None else left - (stop - region.start)
     return kept
+
+
+def name_regions(source: str, regions: Sequence[Region], whole: bool, note: str = "") -> str:
+    """Regions in words (0-based, half-open): ``genome.fa chr1:0-100 (test regions, 100 bases)``."""
+    bases = sum(region.length for region in regions)
+    if len(regions) <= 4:
+        names = ", ".join(f"{region.contig}:{region.start}-{region.stop}" for region in regions)
+    else:
+        names = f"{len(regions)} contigs"
+    part = "test regions" if whole else "start of the test regions"
+    return f"{source} {names} ({part}, {bases:,} bases{note})"
 
 
 def check_chunk(chunk: int) -> None:

@@ -11,7 +11,7 @@ from domains.genomics.tokens import BASES, COMPLEMENT, MASK
 from domains.hardware import full_precision
 from mamba_core import MaskedLM
 
-_CALL = 1 << 16  # tokens of a call, about
+CALL = 1 << 16  # tokens of a call, about
 
 
 @torch.inference_mode()
@@ -67,7 +67,7 @@ def masked_log_probs(
     found = np.empty((len(positions), 4), dtype=np.float32)
     device = next(model.parameters()).device
     sequence = torch.from_numpy(np.array(tokens)).to(device)
-    rows = max(1, _CALL // max(len(tokens), 1))
+    rows = max(1, CALL // max(len(tokens), 1))
     for first in range(0, int(group.max(initial=-1)) + 1, rows):
         own = np.flatnonzero((group >= first) & (group < first + rows))
         row, column = (torch.from_numpy(index).to(device) for index in (group[own] - first, positions[own]))

@@ -70,13 +70,16 @@ GENOMICS = Domain(
             summary="Measure a model on the contigs held out from it, beside Markov models.",
             about="Prints bits per base of the model and of Markov models fitted on the same training regions, over "
             "the same positions: in all, by contig, and by repeat-masked or not where the genome says. Table, "
-            "numbers and plot are kept beside the model and in its MLflow run.",
+            "numbers and plot are kept beside the model and in its MLflow run. Of a masked model: bits per hidden base "
+            "and the share told right, beside two-sided k-mer models that see what it sees.",
             options=(
                 _MODEL,
                 ("max_bases", "score at most this many bases, from the start of the test regions (all)"),
                 ("context", "bases after which every model forgets what it has read (never, within a contig)"),
                 ("max_order", "largest Markov order considered (10); the order is chosen on validation"),
                 ("both_strands", "average over both strands (true)"),
+                ("mask_fraction", "of a masked model: how many bases are hidden (as in training)"),
+                ("windows.halo", "of a masked model: bases that are read on either side of a window (2048)"),
                 ("out", "folder (evaluation/ beside the model folder)"),
                 ("data.fasta", "the genome of the training, where it is not where it was then"),
                 _DEVICE,

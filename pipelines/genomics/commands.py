@@ -24,6 +24,7 @@ from pipelines.genomics.roots import (
 
 if TYPE_CHECKING:
     from domains.genomics.evaluate import Evaluation
+    from domains.genomics.masked_evaluate import MaskedEvaluation
     from domains.genomics.store import GenomeStore
     from pipelines.places import ModelPlace
 
@@ -53,7 +54,16 @@ def train(root: TrainRoot, invocation: Invocation) -> Outcome:
 
 
 def evaluate(root: EvaluateRoot, invocation: Invocation) -> Outcome:
-    """A model beside Markov models, on what was held out from it."""
+    """A model beside k-mer models, on what was held out from it."""
+    from domains.genomics.model import read_record
+    from pipelines.places import find_model
+
+    kind = read_record(find_model(root.model, root.tracking).folder).config.task.kind
+    return {"mlm": _evaluate_masked}.get(kind, _evaluate_causal)(root, invocation)
+
+
+def _evaluate_causal(root: EvaluateRoot, invocation: Invocation) -> Outcome:
+    """Beside Markov models."""
     from domains.genomics import evaluate as evaluation
     from pipelines.genomics.report import draw_evaluation
 
@@ -66,6 +76,19 @@ def evaluate(root: EvaluateRoot, invocation: Invocation) -> Outcome:
         f"generate model={root.model} out=sample.fa",
     )
     return evaluate_command(root, invocation, measure, draw_evaluation, onward)
+
+
+def _evaluate_masked(root: EvaluateRoot, invocation: Invocation) -> Outcome:
+    """Beside two-sided k-mer models."""
+    from domains.genomics.masked_evaluate import evaluate_masked
+    from pipelines.genomics.report import draw_masked_evaluation
+
+    def measure(place: "ModelPlace") -> "MaskedEvaluation":
+        store = _training_genome(place, root.data)
+        return evaluate_masked(place.folder, store, narrow(EvaluateConfig, root), device=root.device)
+
+    onward = (f"predict model={root.model} data.fasta=<other.fa> out=scores/",)
+    return evaluate_command(root, invocation, measure, draw_masked_evaluation, onward)
 
 
 def predict(root: PredictRoot, invocation: Invocation) -> Outcome:

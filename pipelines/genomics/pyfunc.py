@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+from domains.genomics.masked_windows import score_any_sequence
 from domains.genomics.model import load_model
-from domains.genomics.stream import score_sequence
 from domains.genomics.tokens import encode
 
 
@@ -20,16 +20,19 @@ class DnaScorer(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the model folder, on the CPU."""
-        self._model = load_model(context.artifacts["model"]).causal
+        self._model = load_model(context.artifacts["model"]).model
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """One row for each sequence: known bases, their log-likelihood in nats (forward strand), bits per base."""
+        """One row for each sequence: known bases, their log-likelihood in nats (forward strand), bits per base.
+
+        Of a masked model it is the pseudo-log-likelihood: each base given those around it.
+        """
         return pd.DataFrame([self._score(sequence) for sequence in model_input["sequence"]], index=model_input.index)
 
     def _score(self, sequence: str) -> dict[str, float]:
-        scores = score_sequence(self._model, encode(sequence)).astype(np.float64)
+        scores = score_any_sequence(self._model, encode(sequence)).astype(np.float64)
         known = int(np.isfinite(scores).sum())
         total = float(np.nansum(scores))
         return {

@@ -12,6 +12,7 @@ from pipelines.recorder import ModelCard, Recorder
 
 if TYPE_CHECKING:
     from domains.genomics.evaluate import Evaluation
+    from domains.genomics.masked_evaluate import MaskedEvaluation
     from domains.genomics.variants.score import Scores
 
 CARD = ModelCard(
@@ -36,6 +37,18 @@ def draw_evaluation(evaluation: "Evaluation") -> dict[str, Figure]:
     measures = {"model": [row.model for row in rows], f"Markov {evaluation.chosen_order}": [row.markov for row in rows]}
     figure = by_part([row.name for row in rows], measures, label="bits per base (lower is better)")
     return {"bits_per_base_by_contig": figure}
+
+
+def draw_masked_evaluation(evaluation: "MaskedEvaluation") -> dict[str, Figure]:
+    """Bits and shares told right of each test contig: the model and its baselines."""
+    rows, names = evaluation.by_contig, list(evaluation.rows[0].bits)
+    contigs = [row.name for row in rows]
+    bits = {name: [row.bits[name] for row in rows] for name in names}
+    shares = {name: [row.accuracy[name] for row in rows] for name in names}
+    return {
+        "bits_per_base_by_contig": by_part(contigs, bits, label="bits per hidden base (lower is better)"),
+        "accuracy_by_contig": by_part(contigs, shares, label="share of hidden bases told right"),
+    }
 
 
 def record_scores(scores: "Scores", listener: Recorder) -> None:

@@ -148,7 +148,7 @@ def test_long_validation_is_sampled_evenly(tmp_path, monkeypatch):
     sequence = random_bases(10 << 16)
     store = make_store(tmp_path, {"a": sequence})
     monkeypatch.setattr(baselines, "_VALIDATION_BASES", 5 << 16)
-    pieces = list(baselines._sample(store, [Region("a", 0, 10 << 16)], order=3))
+    pieces = list(baselines.sample_blocks(store, [Region("a", 0, 10 << 16)], order=3))
     starts = [i << 16 for i in (0, 2, 4, 6, 8)]
     assert [decode(tokens) for tokens, _ in pieces] == [sequence[start : start + (1 << 16)] for start in starts]
     assert [decode(context) for _, context in pieces] == [sequence[max(0, start - 3) : start] for start in starts]
