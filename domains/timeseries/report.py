@@ -27,6 +27,7 @@ class Outcomes:
         x: float64 (c, h), outcomes in units of increments; NaN where missing.
         size: float64 (c, h), mean size of such outcomes in the training part of the series (of MASE); NaN where that
             has none, or none but zeros.
+        last: float64 (c,), the last increment known at each cut-off; NaN where there was none.
     """
 
     names: tuple[str, ...]
@@ -36,13 +37,15 @@ class Outcomes:
     day: np.ndarray
     x: np.ndarray
     size: np.ndarray
+    last: np.ndarray
 
     @classmethod
     def of(
         cls, histories: Sequence[History], cutoffs: Sequence[np.ndarray], ends: np.ndarray, horizon: int
     ) -> "Outcomes":
         """Outcomes behind the cut-offs (rows) of each series; rows before ``ends`` are its training part."""
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in ("series", "time", "later", "day", "x", "size")}
+        names = ("series", "time", "later", "day", "x", "size", "last")
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for i, (history, rows, end) in enumerate(zip(histories, cutoffs, ends, strict=True)):
             ahead = rows[:, None] + np.arange(1, horizon + 1)
             parts["series"].append(np.full(len(rows), i))
@@ -51,6 +54,7 @@ class Outcomes:
             parts["day"].append(local_seconds(history.time[ahead], history.offset[ahead]) // 86_400)
             parts["x"].append(cumulated(history.x, history.kind, rows, horizon))
             parts["size"].append(np.full(ahead.shape, _naive_error(history, int(end))))
+            parts["last"].append(_last_known(history.x)[rows])
         joined = {name: np.concatenate(values) for name, values in parts.items()}
         return cls(tuple(history.name for history in histories), **joined)
 
@@ -174,12 +178,16 @@ def _chi_squared_tail(statistic: float, pairs: int) -> float:
 
 
 def _directions(outcomes: Outcomes, own: _Losses) -> dict[str, float]:
-    """Signs one step ahead, and rank correlation across series where there are three or more."""
+    """Signs one step ahead, beside those of the bounce, by which each move is turned back by the next (prices that jump
+    between bid and ask: Roll 1984); and rank correlation across series where there are three or more."""
     middle = _quantile(own.forecasts, 0.5)[:, 0]
     # A median that rounding alone moves from 0 names no direction.
     middle = np.where(np.abs(middle) < 1e-6 * np.sqrt(own.forecasts.variance[:, 0]), 0.0, middle)
-    signs = significance.direction_accuracy(own.x[:, 0], middle)
-    found = {"direction": signs.share, "direction_low": signs.low, "direction_high": signs.high}
+    found: dict[str, float] = {}
+    for name, x, said in (("direction", own.x, middle), ("bounce", outcomes.x, -outcomes.last)):
+        signs = significance.direction_accuracy(x[:, 0], said)
+        ends = (signs.low, signs.high) if signs.cases else (float("nan"), float("nan"))
+        found |= {name: signs.share, f"{name}_low": ends[0], f"{name}_high": ends[1]}
     if len(outcomes.names) >= 3:
         ranks = significance.rank_correlation(own.forecasts.mean[:, 0], own.x[:, 0], outcomes.later[:, 0])
         found |= {"rank_ic": ranks.mean, "rank_ic_t": ranks.t_statistic}
@@ -216,6 +224,12 @@ def _naive_error(history: History, end: int) -> float:
     errors = np.diff(x) if history.kind == "return" else x
     size = _mean(np.abs(errors))
     return size if size > 0 else float("nan")
+
+
+def _last_known(x: np.ndarray) -> np.ndarray:
+    """Of each row the last increment so far; NaN before the first."""
+    place = np.maximum.accumulate(np.where(np.isnan(x), 0, np.arange(len(x))))
+    return x[place]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -9,6 +9,7 @@ fingerprint, ``rejects.parquet`` the rows that were kept aside. numpy alone read
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import fields, replace
@@ -230,7 +231,7 @@ def prepare_store(source: SourceConfig, progress: bool = True) -> SeriesStore:
         def write(folder: Path) -> None:
             write_store(folder, tables, source, where, empty, progress)
 
-        stem = tables[0].stem if len(files) == 1 else where.strip("*?[]") or "series"
+        stem = tables[0].stem if len(files) == 1 else _stem(source.path)
         store = SeriesStore.open(build_store(root, stem, key, write, f"the series of {source.path}"))
     if progress:
         for line in store.notes():
@@ -253,6 +254,13 @@ def _check_settings(source: SourceConfig) -> None:
             if column in used:
                 raise UserError(f"column {column!r} is named as data.{used[column]} and as data.{field.name}; keep one")
             used[column] = field.name
+
+
+def _stem(path: str) -> str:
+    """What to call several files: what their names have in common, or their folder."""
+    common = Path(re.sub(r"\[[^]]*\]|[*?]", "", Path(path).name))
+    name = common.name if Path(path).is_dir() else common.name.split(".")[0].strip("-_ ")
+    return name or re.sub(r"[*?[\].]", "", Path(path).parent.name) or "series"
 
 
 def _check_stems(tables: Iterable[Table]) -> None:

@@ -21,6 +21,8 @@ def lines_of(scores: Mapping[str, Scores], unit: str) -> list[str]:
         ("in 80%", "coverage_80", ".1%"),
         ("in 95%", "coverage_95", ".1%"),
         ("direction", "direction", ".1%"),
+        ("from", "direction_low", ".1%"),
+        ("to", "direction_high", ".1%"),
     ]
     if any("rank_ic" in one.overall for one in scores.values()):
         columns.append(("rank IC", "rank_ic", ".3f"))
@@ -37,6 +39,7 @@ def lines_of(scores: Mapping[str, Scores], unit: str) -> list[str]:
     risks = [*risks[:4], ("p", "tick_5_p", ".3f"), *risks[4:], ("p", "tick_1_p", ".3f")]
     lines = [f"scores in {unit}; p: could the difference in CRPS from the first line be chance (by day)", ""]
     lines += _table(scores, columns)
+    lines += _bounce(next(iter(scores.values())).overall)
     lines += [
         "",
         "value at risk: hits and their tests one step ahead (of several series pooled: rejected too soon); tick loss",
@@ -48,6 +51,15 @@ def lines_of(scores: Mapping[str, Scores], unit: str) -> list[str]:
     partial = {name: one.covered for name, one in scores.items() if one.covered < 1}
     lines += [f"{name}: of {share:.0%} of the outcomes alone" for name, share in partial.items()]
     return lines
+
+
+def _bounce(numbers: Mapping[str, float]) -> list[str]:
+    """What signs are to be compared with, beside a coin."""
+    if np.isnan(numbers.get("bounce", np.nan)):
+        return []
+    share, low, high = (f"{numbers[name]:.1%}" for name in ("bounce", "bounce_low", "bounce_high"))
+    what = "direction: signs foretold one step ahead, with the 95% interval"
+    return ["", f"{what}; by the bounce (each move turns): {share}, {low} to {high}"]
 
 
 def _by_step(scores: Mapping[str, Scores]) -> list[str]:

@@ -325,6 +325,7 @@ def test_a_glob_may_be_quoted_or_not(series_cli: Cli, series_workspace: Path, pa
     done = series_cli("prepare", f"data.path={path}")
     assert done.code == 0, done.err
     assert "4 series, 975 rows" in done.out
+    assert done.out.startswith("store: stores/part-")
 
 
 def test_a_csv_of_a_single_series_with_names_of_its_own(series_cli: Cli, series_workspace: Path) -> None:

@@ -145,7 +145,8 @@ def evaluation(model_dir: Path, store: SeriesStore) -> Evaluation:
 
 def some(found: Evaluation, which: np.ndarray) -> tuple[Outcomes, dict[str, Forecasts]]:
     """The cut-offs of an evaluation for which ``which`` holds."""
-    arrays = {name: getattr(found.outcomes, name)[which] for name in ("series", "time", "later", "day", "x", "size")}
+    names = ("series", "time", "later", "day", "x", "size", "last")
+    arrays = {name: getattr(found.outcomes, name)[which] for name in names}
     forecasts = {
         name: Forecasts(one.levels, one.quantiles[which], one.mean[which], one.variance[which])
         for name, one in found.found.items()

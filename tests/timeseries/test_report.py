@@ -31,7 +31,8 @@ def outcomes_of(x: np.ndarray, series: int = 1) -> Outcomes:
     day = row[:, None] + np.arange(1, h + 1)
     which = np.repeat(np.arange(series), c // series)
     names = tuple(f"s{i}" for i in range(series))
-    return Outcomes(names, which, row * DAY, day * DAY, day, x, np.full(x.shape, 0.5))
+    last = np.append(np.nan, x[:-1, 0])
+    return Outcomes(names, which, row * DAY, day * DAY, day, x, np.full(x.shape, 0.5), last)
 
 
 def one_by_one(x: np.ndarray, found: Forecasts) -> dict[str, float]:
@@ -74,6 +75,10 @@ def test_scores_are_those_of_their_definitions(case: tuple[np.ndarray, Forecasts
     assert scores.by_series == pytest.approx({"s0": scores.overall["crps"]})
     assert scores.covered == 1.0
     assert scores.overall["direction"] == pytest.approx(np.mean((x * middle)[known[:, 0], 0] > 0))
+    turns = (x[1:, 0] * x[:-1, 0])[known[1:, 0] & known[:-1, 0]] < 0
+    assert scores.overall["bounce"] == pytest.approx(turns.mean())
+    low, high = (f"{100 * scores.overall[f'bounce_{end}']:.1f}%" for end in ("low", "high"))
+    assert f"by the bounce (each move turns): {turns.mean():.1%}, {low} to {high}" in "\n".join(table({"a": scores}))
 
 
 def first_step(found: Forecasts) -> Forecasts:
