@@ -65,11 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", type=Path, required=True, help="the prepared clips that it was trained on")
     parser.add_argument("--json", type=Path, help="where to write all of it")
     parser.add_argument("--contexts", type=int, nargs="*", default=[], help="of a generator: forget every so often")
+    parser.add_argument("--max-samples", type=int, help="of a generator: predict at most this many")
     parser.add_argument("--device", default="auto", help="auto, cpu or gpu")
     options = parser.parse_args(arguments)
     try:
         store = AudioStore.open(options.store)
-        found = evaluate(options.model, store, EvaluateConfig(contexts=options.contexts), device=options.device)
+        config = EvaluateConfig(contexts=options.contexts, max_samples=options.max_samples)
+        found = evaluate(options.model, store, config, device=options.device)
         if options.json:
             found.save(options.json)
     except UserError as error:
