@@ -86,10 +86,10 @@ def coding_positions(transcript: Transcript) -> np.ndarray:
 
 def standard_code() -> np.ndarray:
     """Letters of amino acids, '*' a stop, by codon: uint8 (64,); A, C, G, T are 0 to 3, the first base counts most."""
-    from Bio.Data.CodonTable import standard_dna_table  # late: machines that only train lack it
+    from Bio.Seq import translate  # late: machines that only train lack it
 
-    codons = [a + b + c for a in _BASES for b in _BASES for c in _BASES]
-    return np.array([ord(standard_dna_table.forward_table.get(codon, "*")) for codon in codons], dtype=np.uint8)
+    codons = "".join(a + b + c for a in _BASES for b in _BASES for c in _BASES)
+    return np.frombuffer(translate(codons).encode("ascii"), dtype=np.uint8)
 
 
 def _as_read(
