@@ -123,12 +123,14 @@ def score(arguments: argparse.Namespace) -> None:
     loaded = load_model(arguments.model, str(device))
     shorter = [length for length in (1, 8, 64, 256) if length < arguments.window]
     lengths = [*shorter, arguments.window] if isinstance(loaded.model, CausalLM) else [arguments.window]
-    started, ratios = time.perf_counter(), []
-    for start in range(0, len(changes), BLOCK):
-        ratios.append(ratios_of(loaded, places_of(store, changes[start : start + BLOCK]), lengths, arguments))
-        done = start + len(ratios[-1])
-        rate = done / (time.perf_counter() - started)
-        print(f"{done:,} of {len(changes):,} variants, {rate:,.0f} a second", flush=True)
+    chosen = np.flatnonzero(changes["gene"] % arguments.stride == 0)
+    ratios = np.full((len(changes), len(lengths)), np.nan)
+    started = time.perf_counter()
+    for start in range(0, len(chosen), BLOCK):
+        block = chosen[start : start + BLOCK]
+        ratios[block] = ratios_of(loaded, places_of(store, changes[block]), lengths, arguments)
+        rate = (start + len(block)) / (time.perf_counter() - started)
+        print(f"{start + len(block):,} of {len(chosen):,} variants, {rate:,.0f} a second", flush=True)
     about = {
         "model": loaded.hash,
         "kind": loaded.config.task.kind,
@@ -137,12 +139,13 @@ def score(arguments: argparse.Namespace) -> None:
         "metrics": loaded.metrics,
         "context": arguments.context,
         "windows": lengths,
+        "scored": len(chosen),
         "seconds": round(time.perf_counter() - started, 1),
         "hardware": describe_hardware(device),
         "versions": describe_versions(),
         "commit": measured_commit(arguments.commit, needed=True),
     }
-    save(arguments.out, about, ratios=np.concatenate(ratios))
+    save(arguments.out, about, ratios=ratios)
     print(f"written to {arguments.out}")
 
 
@@ -176,9 +179,13 @@ def markov_ratios(models: MarkovModels, places: Sequence[Place], order: int) -> 
 def report(arguments: argparse.Namespace) -> None:
     """AUCs of all models beside the baselines, as a table and as JSON."""
     about, changes, by_chance, store = open_variants(arguments)
-    places = places_of(store, changes)
     given = dict(entry.split("=", 1) for entry in arguments.scores)
     models = {name: load(Path(path)) for name, path in given.items()}
+    ratios = {name: arrays["ratios"] for name, (_, arrays) in models.items()}
+    known = np.all([np.isfinite(values[:, -1]) for values in ratios.values()], axis=0)  # what all models have scored
+    changes, by_chance = changes[known], by_chance[known]
+    ratios = {name: values[known] for name, values in ratios.items()}
+    places = places_of(store, changes)
     splits = Splits.from_dict(next(iter(models.values()))[0]["splits"])
     if any(other["splits"] != splits.to_dict() for other, _ in models.values()):
         raise SystemExit("the models were trained on different regions; report them one by one")
@@ -190,17 +197,18 @@ def report(arguments: argparse.Namespace) -> None:
     markov = MarkovModels.fit(store, splits.train, arguments.max_order, splits.validation)
     orders = [markov_ratios(markov, places, order) for order in range(1, arguments.max_order + 1)]
     baseline = f"Markov {markov.chosen_order}"
-    scores = {name: arrays["ratios"][:, -1] for name, (_, arrays) in models.items()}
+    scores = {name: values[:, -1] for name, values in ratios.items()}
     scores |= {f"Markov {order}": values for order, values in enumerate(orders, 1)}
     scores["loss of G or C"] = -(np.isin(changes["ref"], [C, G]).astype(float) - np.isin(changes["alt"], [C, G]))
     rows = compare(changes, by_chance, scores, baseline)
+    windows = {name: found["windows"] for name, (found, _) in models.items()}
     result = {
         "commit": measured_commit(arguments.commit, needed=True),
         "variants": about,
         "models": {name: {k: v for k, v in found.items() if k != "splits"} for name, (found, _) in models.items()},
         "baseline": baseline,
         "rows": rows,
-        "windows": window_rows(changes, by_chance, models),
+        "windows": window_rows(changes, by_chance, ratios, windows),
     }
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     print("\n".join(tabulate(rows, [*models, baseline])))
@@ -224,6 +232,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     second.add_argument("--context", type=int, default=2048)
     second.add_argument("--window", type=int, default=512)
     second.add_argument("--chunk", type=int, default=1 << 18, help="bases a call")
+    second.add_argument("--stride", type=int, default=1, help="score the changes of every so manieth gene alone")
     second.add_argument("--device", default="auto")
     second.add_argument("--out", type=Path, required=True)
     third = steps.add_parser("report", help="compare the scores")

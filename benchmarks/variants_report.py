@@ -112,16 +112,16 @@ def interval(values: np.ndarray) -> list[float]:
 
 
 def window_rows(
-    changes: np.ndarray, by_chance: np.ndarray, models: dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]
+    changes: np.ndarray, by_chance: np.ndarray, ratios: dict[str, np.ndarray], windows: dict[str, list[int]]
 ) -> list[dict[str, Any]]:
-    """AUC of models by how many bases from the change on are compared."""
+    """AUC of models by how many bases from the change on are compared: ``ratios`` (changes, windows) of each model."""
     rows = []
-    for name, (about, arrays) in models.items():
-        for ratios, length in zip(arrays["ratios"].T, about["windows"], strict=True):
+    for name, lengths in windows.items():
+        for values, length in zip(ratios[name].T, lengths, strict=True):
             for pairs in PAIRS[:2]:
                 used = comparable(changes, by_chance, pairs)
                 positive, strata = changes["effect"][used] == STOP_GAINED, strata_of(changes[used], pairs)
-                found = auc(rank(-ratios[used], positive, strata), np.ones(len(used)))
+                found = auc(rank(-values[used], positive, strata), np.ones(len(used)))
                 rows.append({"score": name, "window": length, "pairs": pairs, "auc": found})
     return rows
 

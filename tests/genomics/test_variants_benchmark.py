@@ -171,11 +171,12 @@ def test_from_a_genome_to_a_table(tiny, tiny_model, masked_models, tmp_path, mon
     model = tiny_model if kind == "causal" else masked_models[True]
     variants.main(["prepare", "--fasta", str(fasta), "--annotation", f"{tmp_path}/genes.gff3", "--contigs", "c4",
                    "--stores", str(tmp_path), "--per-gene", "3", "--out", f"{tmp_path}/variants.npz"])  # fmt: skip
-    variants.main(["score", *common, "--model", str(model), "--context", "40", "--window", "20", "--device", "cpu",
-                   "--out", f"{tmp_path}/scores.npz"])  # fmt: skip
+    variants.main(["score", *common, "--model", str(model), "--context", "40", "--window", "20", "--stride", "2",
+                   "--device", "cpu", "--out", f"{tmp_path}/scores.npz"])  # fmt: skip
     variants.main(["report", *common, "--scores", f"tiny={tmp_path}/scores.npz", "--max-order", "2",
                    "--json", f"{tmp_path}/result.json"])  # fmt: skip
     result = json.loads((tmp_path / "result.json").read_text())
+    assert 0 < result["models"]["tiny"]["scored"] < result["variants"]["stop_gained"] + result["variants"]["synonymous"]
     shown = {row["score"] for row in result["rows"]}
     assert {"tiny", "Markov 1", "Markov 2", "loss of G or C"} == shown
     assert all(0 <= row["auc"] <= 1 and row["interval"][0] <= row["interval"][1] for row in result["rows"])
