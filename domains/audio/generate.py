@@ -119,13 +119,15 @@ def draw_sounds(loaded: LoadedModel, prompt: np.ndarray, config: GenerateConfig,
     return Drawn(np.concatenate([begun, drawn], axis=1), len(prompt), rate)
 
 
-def write_sounds(out: Path, drawn: Drawn, loaded: LoadedModel, config: GenerateConfig) -> Iterator[Path]:
-    """Write each sound, and then its provenance; a UserError when the folder cannot be written."""
+def write_sounds(
+    out: Path, drawn: Drawn, loaded: LoadedModel, config: GenerateConfig, stem: str = "sample"
+) -> Iterator[Path]:
+    """Write each sound as ``<stem>-<number>.wav``, and then its provenance; a UserError when that is not possible."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         digits = len(str(len(drawn.samples)))
         for i, samples in enumerate(drawn.samples, start=1):
-            path = out / f"sample-{i:0{digits}}.wav"
+            path = out / f"{stem}-{i:0{digits}}.wav"
             write_clip(path, samples, drawn.rate)
             write_json(path.with_suffix(".json"), _provenance(path, i, drawn, loaded, config))
             yield path
