@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_core.backbone import BackboneConfig
@@ -68,7 +69,7 @@ class MaskedLM(nn.Module):
         logits = self.head(own)
         if self.strands is None or other is None:
             return logits
-        return logits + self.strands.translate(self.head(other))
+        return logits + F.linear(other, self.strands.translate(self.head.weight))
 
     def hidden(self, tokens: Tensor, *, seq_idx: Tensor | None = None) -> Tensor:
         """What stands before the head: (b, l, width).

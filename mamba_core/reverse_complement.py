@@ -48,6 +48,6 @@ class Strands(nn.Module):
         own, other = x.chunk(2)
         return own, other.flip(1)
 
-    def translate(self, logits: Tensor) -> Tensor:
-        """Logits of the other strand's tokens (..., vocab_size) as those of this strand's."""
-        return logits[..., self.complement]
+    def translate(self, weight: Tensor) -> Tensor:
+        """The weight of a head (vocab_size, d) as one that names this strand's tokens when it reads the other's."""
+        return weight[self.complement]
