@@ -74,6 +74,7 @@ class EvaluateConfig:
     chunk: int = 16384  # bases per call while streaming; does not change the result
     mask_fraction: float | None = None  # of a masked model: how many bases are hidden; None: as many as in training
     windows: WindowsConfig = field(default_factory=WindowsConfig)  # of a masked model
+    locus: str = ""  # of annotation models, contig:start-end (0-based) to draw; empty: one amid the test regions
 
 
 @dataclass

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from domains.errors import UserError
 from domains.files import file_sha256
 from domains.genomics.annotation.labels import SITES
-from domains.genomics.tokens import BOS, COMPLEMENT, VOCAB_SIZE
+from domains.genomics.hidden import hidden_states
+from domains.genomics.tokens import COMPLEMENT, VOCAB_SIZE
 from domains.model_folder import WEIGHTS
 from mamba_core import BackboneConfig, CausalLM, MaskedLM
 from mamba_core.reverse_complement import Strands
@@ -64,14 +65,7 @@ class BothStrands(nn.Module):
                 own, other = self.trunk.hidden(tokens).chunk(2, dim=-1)
                 return own, other
             both, _ = self.strands.read(tokens, None)
-            return self.strands.align(self._one_strand(both))
-
-    def _one_strand(self, tokens: Tensor) -> Tensor:
-        if isinstance(self.trunk, MaskedLM):
-            return self.trunk.hidden(tokens)
-        begun = torch.cat([tokens.new_full((len(tokens), 1), BOS), tokens], dim=1)
-        states, _ = self.trunk.backbone(self.trunk.embedding(begun))
-        return states[:, 1:]
+            return self.strands.align(hidden_states(self.trunk, both))
 
     def load_pretrained(self, folder: Path) -> str:
         """Take embedding and backbone from a model folder; sha256 of its weights.
