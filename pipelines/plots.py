@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from domains.files import atomic_file
 
 # Told apart by the colour-blind (Okabe and Ito), and by their marks in print.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _MARKS = ("o", "s", "^", "D")
 
 
@@ -29,8 +29,8 @@ def training_curve(
     """
     figure, axes = _figure(6.4, 4.0)
     for metric, name, colour, style in (
-        (training, "training", _COLOURS[0], {"linewidth": 0.8}),
-        (validation, "validation", _COLOURS[1], {"linewidth": 1.6, "marker": "o", "markersize": 3}),
+        (training, "training", COLOURS[0], {"linewidth": 0.8}),
+        (validation, "validation", COLOURS[1], {"linewidth": 1.6, "marker": "o", "markersize": 3}),
     ):
         points = [(row[x or "step"], row[metric]) for row in rows if _has(row, metric) and (x is None or _has(row, x))]
         if points:
@@ -55,7 +55,7 @@ def by_part(names: Sequence[str], values: Mapping[str, Sequence[float]], *, labe
     """
     shown = list(names)[:limit]
     figure, axes = _figure(6.4, 1.2 + 0.28 * max(len(shown), 2))
-    for (measure, numbers), colour, mark in zip(values.items(), _COLOURS, _MARKS, strict=False):
+    for (measure, numbers), colour, mark in zip(values.items(), COLOURS, _MARKS, strict=False):
         axes.plot(list(numbers)[:limit], range(len(shown)), mark, label=measure, color=colour, markersize=6)
     axes.set(xlabel=label, yticks=range(len(shown)), yticklabels=shown)
     axes.invert_yaxis()
@@ -88,8 +88,8 @@ def fan_chart(
     figure, axes = _figure(8.0, 4.0)
     for i, (name, (low, high)) in enumerate(bands.items()):
         alpha = 0.15 + 0.15 * i
-        axes.fill_between(times, low, high, color=_COLOURS[0], alpha=alpha, linewidth=0, step="mid", label=name)
-    axes.plot(times, centre, color=_COLOURS[0], linewidth=0.8, label="median")
+        axes.fill_between(times, low, high, color=COLOURS[0], alpha=alpha, linewidth=0, step="mid", label=name)
+    axes.plot(times, centre, color=COLOURS[0], linewidth=0.8, label="median")
     axes.plot(times, observed, ".", color="black", markersize=2.5, label="observed")
     axes.set(ylabel=label, title=title)
     axes.legend(frameon=False, ncols=4, fontsize="small")
@@ -106,9 +106,51 @@ def coverage_plot(nominal: Sequence[float], measured: Mapping[str, Sequence[floa
     """
     figure, axes = _figure(4.4, 4.4)
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    for (name, values), colour, mark in zip(measured.items(), _COLOURS, _MARKS, strict=False):
+    for (name, values), colour, mark in zip(measured.items(), COLOURS, _MARKS, strict=False):
         axes.plot(nominal, values, mark, label=name, color=colour, markersize=5, linestyle="-", linewidth=0.8)
     axes.set(xlabel="promised", ylabel="kept", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def curves_plot(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    labels: tuple[str, str],
+    chance: tuple[tuple[float, float], tuple[float, float]] | None = None,
+) -> Figure:
+    """Curves of several methods in the unit square.
+
+    Args:
+        curves: name of a method to its points, horizontal and vertical.
+        labels: of the two axes.
+        chance: ends of the line of what chance reaches, horizontal and vertical; None where there is none.
+    """
+    figure, axes = _figure(4.6, 4.4)
+    if chance is not None:
+        axes.plot(*chance, color="grey", linewidth=0.8)
+    styles = ("-", "--", ":", "-.")
+    for i, (name, (x, y)) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(list(x), list(y), styles[i % len(styles)], label=name, color=colour, linewidth=1.2)
+    axes.set(xlabel=labels[0], ylabel=labels[1], xlim=(0, 1), ylim=(0, 1.01))
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def calibration_plot(tables: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """How often what was said to have a probability came true; on the diagonal what is said is what happens.
+
+    Args:
+        tables: name of a method to the mean probability of each bin and how often it came true; NaN in empty bins.
+    """
+    figure, axes = _figure(4.6, 4.4)
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    for i, (name, (said, true)) in enumerate(tables.items()):
+        points = [(a, b) for a, b in zip(said, true, strict=True) if a == a]
+        colour, mark = COLOURS[i % len(COLOURS)], _MARKS[i % len(_MARKS)]
+        axes.plot(*zip(*points, strict=True), mark, label=name, color=colour, linestyle="-", linewidth=0.8)
+    axes.set(xlabel="probability said", ylabel="share that is true", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False, fontsize="small")
     return figure
 
@@ -120,7 +162,7 @@ def pit_histogram(counts: Mapping[str, Sequence[float]]) -> Figure:
         counts: name of a method to the number of outcomes in each bin.
     """
     figure, axes = _figure(6.4, 3.6)
-    for (name, values), colour in zip(counts.items(), _COLOURS, strict=False):
+    for (name, values), colour in zip(counts.items(), COLOURS, strict=False):
         total = max(sum(values), 1)
         edges = [i / len(values) for i in range(len(values) + 1)]
         axes.stairs([value * len(values) / total for value in values], edges, label=name, color=colour, linewidth=1.4)
@@ -133,7 +175,7 @@ def pit_histogram(counts: Mapping[str, Sequence[float]]) -> Figure:
 def by_step(steps: Sequence[int], values: Mapping[str, Sequence[float]], *, label: str) -> Figure:
     """A measure of several methods by how far they look ahead, lower being better."""
     figure, axes = _figure(6.4, 4.0)
-    for (name, numbers), colour, mark in zip(values.items(), _COLOURS, _MARKS, strict=False):
+    for (name, numbers), colour, mark in zip(values.items(), COLOURS, _MARKS, strict=False):
         axes.plot(steps, numbers, marker=mark, label=name, color=colour, markersize=5, linewidth=1.0)
     axes.set(xlabel="steps ahead", ylabel=label)
     if len(steps) <= 20:
@@ -145,7 +187,7 @@ def by_step(steps: Sequence[int], values: Mapping[str, Sequence[float]], *, labe
 def by_context(contexts: Sequence[float], values: Mapping[str, Sequence[float]], *, label: str, x: str) -> Figure:
     """A measure of several methods by how much they know of what came before, on a logarithmic axis named ``x``."""
     figure, axes = _figure(6.4, 4.0)
-    for (name, numbers), colour, mark in zip(values.items(), _COLOURS, _MARKS, strict=False):
+    for (name, numbers), colour, mark in zip(values.items(), COLOURS, _MARKS, strict=False):
         axes.plot(contexts, numbers, marker=mark, label=name, color=colour, markersize=5, linewidth=1.0)
     axes.set(xlabel=x, ylabel=label, xscale="log")
     axes.set_xticks(list(contexts), [f"{context:,.0f}" for context in contexts], fontsize="small")
@@ -183,7 +225,7 @@ def spectrogram_plot(samples: Any, rate: int, *, title: str = "") -> Figure:
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     wave, spectrum = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
-    wave.plot([i / rate for i in range(len(samples))], samples, color=_COLOURS[0], linewidth=0.4)
+    wave.plot([i / rate for i in range(len(samples))], samples, color=COLOURS[0], linewidth=0.4)
     wave.set(ylim=(-1, 1), title=title)
     window = min(512, max(16, len(samples) // 2))
     heard = [sample + 1e-6 * (i % 2) for i, sample in enumerate(samples)]  # silence has no logarithm
@@ -202,7 +244,7 @@ def histogram(values: Mapping[str, Sequence[float]], *, label: str, bins: int = 
     """
     figure, axes = _figure(6.4, 4.0)
     edges = np.histogram_bin_edges(np.concatenate([np.asarray(numbers) for numbers in values.values()]), bins)
-    for (name, numbers), colour in zip(values.items(), cycle(_COLOURS), strict=False):
+    for (name, numbers), colour in zip(values.items(), cycle(COLOURS), strict=False):
         shares = np.histogram(numbers, edges)[0] / max(len(numbers), 1)
         axes.stairs(shares, edges, label=f"{name} ({len(numbers):,})", color=colour, linewidth=1.4)
     axes.set(xlabel=label, ylabel="share")

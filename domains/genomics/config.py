@@ -25,7 +25,7 @@ class DataConfig:
     soft_mask_weight: float = 1.0  # weight of lower-case (repeat-masked) bases in the training loss
     validation_tokens: int = 262144  # bases scored at each validation
     workers: int = 0  # data loader processes
-    annotation: str = ""  # GFF3, GTF, BED or GenBank, or a prepared annotation: what classify and segment learn from
+    annotation: str = ""  # of classify and segment: GFF3, GTF, BED or GenBank, or prepared; empty: the bundled genes
     positive: str = "CDS"  # classify: the type of feature to be told from the rest
     min_overlap: float = 0.5  # classify: a positive window has this share of its bases in such features, or more
     negatives: str = "matched"  # classify: windows outside them: matched (in GC content) | balanced (in number) | all

@@ -152,4 +152,5 @@ def check_genome(loaded: ModelRecord, store: GenomeStore) -> None:
 def _without_paths(data: DataConfig, source: str, annotation: str) -> DataConfig:
     """The settings with genome and annotation by the names of their files alone; the bundled genome has none."""
     fasta = source if data.fasta or data.store else ""
+    annotation = annotation if data.annotation else ""
     return replace(data, fasta=fasta, store="", stores=DataConfig.stores, annotation=annotation)

@@ -13,8 +13,8 @@ _TRACKING = ("tracking.uri", "where MLflow records (MLFLOW_TRACKING_URI, else sq
 GENOMICS = Domain(
     name="genomics",
     summary="DNA language models: from a FASTA file to an evaluated, tracked model.",
-    experiments=("demo", "umaydis_h100", "umaydis_long", "umaydis_mlm"),
-    tasks=("causal", "mlm"),
+    experiments=("demo", "umaydis_cds", "umaydis_h100", "umaydis_long", "umaydis_mlm", "umaydis_segment"),
+    tasks=("causal", "classify", "mlm", "segment"),
     commands=(
         Command(
             word="prepare",
@@ -29,7 +29,7 @@ GENOMICS = Domain(
         ),
         Command(
             word="train",
-            summary="Train a DNA language model.",
+            summary="Train a DNA language model, or a model of annotation on top of one.",
             about="Trains on windows of all contigs but those held out, and writes a run folder with the measurements, "
             "checkpoints, and the model folder, which is all that the other commands need. The run is recorded in "
             "MLflow. A run that was stopped or killed goes on with resume=<its folder or MLflow run id>.",
@@ -39,7 +39,18 @@ GENOMICS = Domain(
                 ("data.validation", "contigs held out to watch training (a twentieth of the bases)"),
                 ("data", "genome forgets the contigs that a recipe names (genome)"),
                 ("data.window", "bases that the model sees at once in training (4096)"),
-                ("task", "causal: each base from those before it; mlm: hidden bases from both sides (causal)"),
+                (
+                    "task",
+                    "causal: each base from those before it; mlm: hidden bases from both sides; classify: windows in "
+                    "and outside features; segment: coding, intron or intergenic, for each base (causal)",
+                ),
+                ("data.annotation", "of classify and segment: GFF3, GTF, BED or GenBank file of the features"),
+                ("data.positive", "of classify: the type of feature to tell from the rest (CDS)"),
+                ("data.min_overlap", "of classify: share of a positive window in such features, at least (0.5)"),
+                ("data.negatives", "of classify: matched in GC content, balanced in number, or all (matched)"),
+                ("data.context", "of classify: bases that the model sees, the window amid them (the window alone)"),
+                ("task.pretrained", "of classify and segment: model folder to start from (none)"),
+                ("task.freeze", "true trains the head alone on what was pre-trained (false)"),
                 (
                     "backbone",
                     "mamba1, mamba2, mamba2_tiny, mamba2_small, mamba2_medium, transformer, hybrid, and for "
@@ -50,7 +61,10 @@ GENOMICS = Domain(
                 ("trainer.max_minutes", "stop and save after this long (no limit)"),
                 ("trainer.context_parallel", "processes that split each window, of trainer.devices in all (1)"),
                 ("trainer.segment_length", "train longer windows exactly, with the memory of so many bases (whole)"),
-                ("experiment", "a complete recipe: demo, umaydis_h100, umaydis_long or umaydis_mlm"),
+                (
+                    "experiment",
+                    "a complete recipe: demo, umaydis_h100, umaydis_long, umaydis_mlm, umaydis_cds or umaydis_segment",
+                ),
                 ("run.dir", "run folder (runs/genomics-<date>-<time>); run.overwrite=true replaces a run there"),
                 ("run.export", "write the settings to this YAML file, for a machine without Hydra, and train nothing"),
                 ("resume", "run folder or MLflow run id of a run to go on with"),
@@ -60,6 +74,7 @@ GENOMICS = Domain(
             examples=(
                 "train data.fasta=my.fa.gz backbone=mamba2 trainer.max_steps=2000 data.test=[chr20,chr21]",
                 "train experiment=demo",
+                "train task=classify data.fasta=my.fa data.annotation=genes.gff3 data.positive=CDS data.window=200",
                 "train resume=runs/demo",
             ),
             schema=f"{_HERE}.roots:TrainRoot",
@@ -67,11 +82,13 @@ GENOMICS = Domain(
         ),
         Command(
             word="evaluate",
-            summary="Measure a model on the contigs held out from it, beside Markov models.",
+            summary="Measure a model on the contigs held out from it, beside what a sceptic would try first.",
             about="Prints bits per base of the model and of Markov models fitted on the same training regions, over "
-            "the same positions: in all, by contig, and by repeat-masked or not where the genome says. Table, "
-            "numbers and plot are kept beside the model and in its MLflow run. Of a masked model: bits per hidden base "
-            "and the share told right, beside two-sided k-mer models that see what it sees.",
+            "the same positions: in all, by contig, and by repeat-masked or not where the genome says. Of a masked "
+            "model: bits per hidden base and the share told right, beside two-sided k-mer models that see what it "
+            "sees. Of a model of annotation: AUC, F1, calibration and more, beside k-mer regression and Markov "
+            "log-odds, or codon models, fitted on the same labels. Table, numbers and plots are kept beside the model "
+            "and in its MLflow run.",
             options=(
                 _MODEL,
                 ("max_bases", "score at most this many bases, from the start of the test regions (all)"),
@@ -81,7 +98,9 @@ GENOMICS = Domain(
                 ("mask_fraction", "of a masked model: how many bases are hidden (as in training)"),
                 ("windows.halo", "of a masked model: bases that are read on either side of a window (2048)"),
                 ("out", "folder (evaluation/ beside the model folder)"),
+                ("locus", "of annotation: contig:start-end to draw, counted from 0 (amid the test contigs)"),
                 ("data.fasta", "the genome of the training, where it is not where it was then"),
+                ("data.annotation", "the annotation of the training, likewise"),
                 _DEVICE,
                 _TRACKING,
             ),

@@ -4,14 +4,16 @@ What is slow to import is imported where it is used, so that a mistake in the co
 """
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from domains.folder import RunFolder
 from domains.genomics.config import DataConfig, EvaluateConfig, GenerateConfig, PredictConfig, ScoreConfig, TrainConfig
 from pipelines.cli import Invocation, Outcome
 from pipelines.commands import Training, evaluate_command, import_command, train_command
-from pipelines.config import ImportRunRoot, narrow
+from pipelines.config import ImportRunRoot, TrackingConfig, narrow
 from pipelines.genomics.roots import (
     EvaluateRoot,
     GenerateRoot,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from domains.genomics.evaluate import Evaluation
     from domains.genomics.masked_evaluate import MaskedEvaluation
     from domains.genomics.store import GenomeStore
+    from pipelines.genomics import annotation
     from pipelines.places import ModelPlace
 
 TRAINING = Training(
@@ -35,6 +38,16 @@ TRAINING = Training(
     metric="validation/bits_per_base",
     measure="bits per base",
 )
+
+
+# Tasks whose runs are measured and drawn otherwise.
+TRAININGS = {
+    kind: replace(TRAINING, report="pipelines.genomics.annotation_report:REPORT", metric=metric, measure=measure)
+    for kind, metric, measure in (
+        ("classify", "validation/loss", "nats a window"),
+        ("segment", "validation/loss", "nats a base"),
+    )
+}
 
 
 def prepare(root: PrepareRoot, invocation: Invocation) -> Outcome:
@@ -50,16 +63,18 @@ def prepare(root: PrepareRoot, invocation: Invocation) -> Outcome:
 
 def train(root: TrainRoot, invocation: Invocation) -> Outcome:
     """A new run, or an interrupted one to its end."""
-    return train_command(TRAINING, root, invocation)
+    kind = root.task.kind if root.resume is None else _kind_of_run(root.resume, root.tracking)
+    return train_command(TRAININGS.get(kind, TRAINING), root, invocation)
 
 
 def evaluate(root: EvaluateRoot, invocation: Invocation) -> Outcome:
-    """A model beside k-mer models, on what was held out from it."""
+    """A model beside its baselines, on what was held out from it."""
     from domains.genomics.model import read_record
     from pipelines.places import find_model
 
     kind = read_record(find_model(root.model, root.tracking).folder).config.task.kind
-    return {"mlm": _evaluate_masked}.get(kind, _evaluate_causal)(root, invocation)
+    known = {"mlm": _evaluate_masked, "classify": _evaluate_annotation, "segment": _evaluate_annotation}
+    return known.get(kind, _evaluate_causal)(root, invocation)
 
 
 def _evaluate_causal(root: EvaluateRoot, invocation: Invocation) -> Outcome:
@@ -89,6 +104,18 @@ def _evaluate_masked(root: EvaluateRoot, invocation: Invocation) -> Outcome:
 
     onward = (f"predict model={root.model} data.fasta=<other.fa> out=scores/",)
     return evaluate_command(root, invocation, measure, draw_masked_evaluation, onward)
+
+
+def _evaluate_annotation(root: EvaluateRoot, invocation: Invocation) -> Outcome:
+    """Beside k-mer regression and Markov log-odds, or codon models."""
+    from pipelines.genomics import annotation
+
+    def measure(place: "ModelPlace") -> "annotation.Evaluation":
+        store = _training_genome(place, root.data)
+        return annotation.measure(place, store, root.data, narrow(EvaluateConfig, root), root.device)
+
+    onward = (f"predict model={root.model} data.fasta=<other.fa> out=annotated/",)
+    return evaluate_command(root, invocation, measure, annotation.draw, onward)
 
 
 def predict(root: PredictRoot, invocation: Invocation) -> Outcome:
@@ -152,7 +179,19 @@ def generate(root: GenerateRoot, invocation: Invocation) -> Outcome:
 
 def import_run(root: ImportRunRoot, invocation: Invocation) -> Outcome:
     """A run folder into MLflow."""
-    return import_command(TRAINING, root, invocation)
+    kind = _kind_of_run(root.run, root.tracking)
+    return import_command(TRAININGS.get(kind, TRAINING), root, invocation)
+
+
+def _kind_of_run(text: str, tracking: TrackingConfig) -> str:
+    """The task of a run folder or an MLflow run; "" where there is none: the command itself says so."""
+    from domains.session import run_config
+    from pipelines.places import find_run
+
+    run_dir = find_run(text, tracking)
+    if (run_dir / "config.yaml").exists() and RunFolder(run_dir).info().get("domain") == "genomics":
+        return run_config(run_dir, TrainConfig).task.kind
+    return ""
 
 
 def _training_genome(place: "ModelPlace", source: SourceConfig) -> "GenomeStore":

@@ -40,13 +40,20 @@ class TrainRoot(TrainConfig):
 
 
 @dataclass
+class TrainingSource(SourceConfig):
+    """What a model was trained on."""
+
+    annotation: str = ""  # GFF3, GTF, BED or GenBank, or a prepared annotation
+
+
+@dataclass
 class EvaluateRoot(EvaluateConfig):
     """Without data.*: on the genome that the model was trained on, found where it was then."""
 
     model: str = REQUIRED  # a model folder, or an MLflow run id
     out: str | None = None  # folder; None: evaluation/ beside the model folder
     device: str = "auto"  # auto | cpu | gpu
-    data: SourceConfig = field(default_factory=SourceConfig)
+    data: TrainingSource = field(default_factory=TrainingSource)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

@@ -63,7 +63,7 @@ class ContigRow(NamedTuple):
     contig: str
     bases: int
     cds: int
-    f1: dict[str, float]  # of CDS, by method
+    scores: dict[str, float]  # F1 of CDS, by method
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ class BaseEvaluation:
     what: str
     facts: dict[str, Any]
 
+    @property
+    def contig_score(self) -> str:
+        """What the scores of contigs are."""
+        return "F1 of CDS"
+
     def table(self) -> str:
         """Methods, classes, sites and contigs as aligned text."""
         rows = [["CDS", "F1", "precision", "recall", "MCC", "AUC", "AP", "Brier", "ECE", "accuracy of all"]]
@@ -102,9 +107,9 @@ class BaseEvaluation:
             classes.append([method.name, *(f"{score.f1:.4f}" for score in method.classes)])
         sites = [["sites", "bases", "average precision", "of chance"]]
         sites += [[site.name, f"{site.bases:,}", f"{site.ap:.4f}", f"{site.share:.4f}"] for site in self.sites]
-        contigs = [["F1 of CDS", "bases", "CDS", *(method.name for method in self.methods)]]
+        contigs = [[self.contig_score, "bases", "CDS", *(method.name for method in self.methods)]]
         for row in self.by_contig:
-            numbers_by = [f"{row.f1[method.name]:.4f}" for method in self.methods]
+            numbers_by = [f"{row.scores[method.name]:.4f}" for method in self.methods]
             contigs.append([row.contig, f"{row.bases:,}", f"{row.cds:,}", *numbers_by])
         parts = [aligned(part) for part in (rows, classes, sites, contigs)]
         return "\n".join([self.what, *(line for part in parts for line in (*part, ""))]).rstrip()

@@ -45,7 +45,7 @@ class ContigRow(NamedTuple):
     contig: str
     windows: int
     positives: int
-    auc: dict[str, float]  # by method
+    scores: dict[str, float]  # area under the ROC curve, by method
 
 
 class Curves(NamedTuple):
@@ -90,6 +90,11 @@ class WindowEvaluation:
     what: str
     facts: dict[str, Any]
 
+    @property
+    def contig_score(self) -> str:
+        """What the scores of contigs are."""
+        return "AUC"
+
     def table(self) -> str:
         """Methods, contigs and calibration as aligned text."""
         names = ("auc", "ap", "mcc", "f1", "accuracy", "brier", "ece")
@@ -98,9 +103,9 @@ class WindowEvaluation:
         for method in self.methods:
             numbers = [f"{getattr(method.all, name):.4f}" for name in names]
             rows.append([method.name, *numbers, f"{method.apart.auc:.4f}"])
-        contigs = [["AUC", "windows", "positive", *(method.name for method in self.methods)]]
+        contigs = [[self.contig_score, "windows", "positive", *(method.name for method in self.methods)]]
         for row in self.by_contig:
-            numbers = [f"{row.auc[method.name]:.4f}" for method in self.methods]
+            numbers = [f"{row.scores[method.name]:.4f}" for method in self.methods]
             contigs.append([row.contig, f"{row.windows:,}", f"{row.positives:,}", *numbers])
         table = self.curves[MODEL].reliability
         calibration = [["model says", "windows", "mean said", "share true"]]

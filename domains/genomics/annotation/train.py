@@ -20,6 +20,7 @@ from domains.genomics.annotation.windows import LabelledWindows, check_fraction,
 from domains.genomics.config import DataConfig, TrainConfig
 from domains.genomics.data import rows_per_batch
 from domains.genomics.model import describe_data
+from domains.genomics.sample import sample_annotation
 from domains.genomics.splits import Splits, make_splits
 from domains.genomics.store import GenomeStore
 from domains.parallel import Share
@@ -40,10 +41,10 @@ class Assembled:
 def check_annotation(config: TrainConfig) -> None:
     """Make sure that the settings make sense whatever the genome; a UserError names the first that does not."""
     data, trainer = config.data, config.trainer
+    if not (data.annotation or _is_sample(data)):
+        raise UserError("data.annotation is missing; give the GFF3, GTF, BED or GenBank file of the genome's features")
     if config.task.kind == "classify":
         check_windows(data)
-    elif not data.annotation:
-        raise UserError("data.annotation is missing; give the GFF3, GTF, BED or GenBank file of the genome's genes")
     check_fraction(data.label_fraction)
     if trainer.context_parallel > 1:
         raise UserError(
@@ -55,8 +56,13 @@ def check_annotation(config: TrainConfig) -> None:
 
 
 def open_annotation(data: DataConfig, progress: bool = True) -> FeatureTable:
-    """The annotation that the settings name, prepared or found prepared."""
-    return prepare_annotation(data.annotation, data.stores, progress)
+    """The annotation that the settings name, prepared or found prepared; that of the bundled genome needs no name."""
+    return prepare_annotation(data.annotation or sample_annotation(), data.stores, progress)
+
+
+def _is_sample(data: DataConfig) -> bool:
+    """Whether the settings name the bundled genome."""
+    return not (data.fasta or data.store)
 
 
 def annotation_splits(store: GenomeStore, config: TrainConfig) -> Splits:

@@ -27,19 +27,15 @@ _ROW_BASES_CPU = 1 << 15
 
 
 @dataclass(frozen=True)
-class LoadedAnnotator(ModelRecord):
-    """A trained model of annotation and what is known about it.
+class AnnotatorRecord(ModelRecord):
+    """What is known about a trained model of annotation.
 
     Attributes:
-        model: in evaluation mode.
-        hash: sha256 of model.safetensors, hexadecimal.
         annotation: what data.json says of the annotation: its source and fingerprint, the classes of bases, or the
             labelled windows and what they share with other parts.
         pretrained: what data.json says of the model that it started from; empty for none.
     """
 
-    model: Annotator
-    hash: str
     annotation: dict[str, Any]
     pretrained: dict[str, Any]
 
@@ -56,8 +52,21 @@ class LoadedAnnotator(ModelRecord):
             )
 
 
-def load_annotator(folder: Path | str, device: str = "cpu") -> LoadedAnnotator:
-    """Read a model folder.
+@dataclass(frozen=True)
+class LoadedAnnotator(AnnotatorRecord):
+    """A trained model of annotation and what is known about it.
+
+    Attributes:
+        model: in evaluation mode.
+        hash: sha256 of model.safetensors, hexadecimal.
+    """
+
+    model: Annotator
+    hash: str
+
+
+def read_annotator(folder: Path | str) -> AnnotatorRecord:
+    """Read all of a model folder but the weights.
 
     Raises:
         UserError: it is incomplete, damaged, or of a model of another kind.
@@ -71,11 +80,15 @@ def load_annotator(folder: Path | str, device: str = "cpu") -> LoadedAnnotator:
         annotation, pretrained = dict(data["annotation"]), dict(data.get("pretrained", {}))
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{record.path / DATA}: says nothing of an annotation; restore the file") from None
-    model = build_annotator(record.config, len(annotation.get("classes", [])), str(record.path / CONFIG))
+    return AnnotatorRecord(**vars(record), annotation=annotation, pretrained=pretrained)
+
+
+def load_annotator(folder: Path | str, device: str = "cpu") -> LoadedAnnotator:
+    """Read a model folder, its weights on ``device``; a UserError as of :func:`read_annotator`, or when they misfit."""
+    record = read_annotator(folder)
+    model = build_annotator(record.config, len(record.classes), str(record.path / CONFIG))
     sha256 = load_weights(record.path, model)
-    return LoadedAnnotator(
-        **vars(record), model=model.to(device).eval(), hash=sha256, annotation=annotation, pretrained=pretrained
-    )
+    return LoadedAnnotator(**vars(record), model=model.to(device).eval(), hash=sha256)
 
 
 def window_probabilities(

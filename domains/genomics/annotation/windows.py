@@ -66,8 +66,6 @@ class WindowSplits(NamedTuple):
 
 def check_windows(data: DataConfig) -> None:
     """Make sure that the settings of labelled windows make sense; a UserError names the first that does not."""
-    if not data.annotation:
-        raise UserError("data.annotation is missing; give the GFF3, GTF, BED or GenBank file of the genome's features")
     check_range("data.min_overlap", data.min_overlap, 0, 1)
     if not data.min_overlap > 0:
         raise UserError("data.min_overlap=0: windows without any such base are the negatives; give more than 0")

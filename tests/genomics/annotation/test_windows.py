@@ -87,7 +87,6 @@ def test_a_smaller_share_of_the_labels_is_part_of_a_larger_one():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"annotation": ""}, "data.annotation is missing"),
         ({"min_overlap": 0.0}, "min_overlap=0"),
         ({"min_overlap": 1.5}, "min_overlap=1.5"),
         ({"negatives": "none"}, "matched, balanced, all"),
