@@ -67,7 +67,7 @@ def test_help_lists_the_choices_that_ship(domain: Domain) -> None:
         (["evaluate", "modle=x"], "did you mean model?"),
         (["train", "+data.fasta=x"], "write data.fasta=<value>, without '+'"),
         (["train", "backbone=mambo"], "backbone=mambo: there is no such choice; did you mean mamba"),
-        (["train", "experiment=paper"], "there are demo, umaydis_h100"),
+        (["train", "experiment=paper"], "there are demo, umaydis_cds"),
         (["train", "trainer.max_steps=many"], "trainer.max_steps=many: must be a whole number"),
         (["train", "trainer.max_steps=1.5"], "trainer.max_steps=1.5: must be a whole number"),
         (["train", "trainer.optimizer.learning_rate=fast"], "trainer.optimizer.learning_rate=fast: must be a number"),

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from domains.errors import UserError
 from domains.folder import read_json
 from domains.genomics.annotation.data import Tile, span
+from domains.genomics.annotation.labels import SITES
 from domains.genomics.annotation.models import Annotator, Segmenter, WindowClassifier
 from domains.genomics.annotation.pretrained import KINDS
 from domains.genomics.annotation.table import FeatureTable
@@ -131,6 +132,28 @@ def base_probabilities(
                 inside = slice(one.first - one.start, one.last - one.start)
                 yield one, of_classes[inside], of_sites[inside]
             bar.update(tokens.size)
+
+
+@torch.inference_mode()
+def annotate_sequence(loaded: LoadedAnnotator, tokens: np.ndarray) -> dict[str, float | list[float]]:
+    """What a model says of one sequence in memory, uint8 (l,).
+
+    Returns:
+        of a classifier the ``probability`` of the window in the middle; of a segmenter, for each class and kind of site,
+        the probabilities of the bases.
+
+    Raises:
+        UserError: the sequence is shorter than the window.
+    """
+    model = loaded.model
+    given = torch.from_numpy(tokens.astype(np.int64))[None].to(next(model.parameters()).device)
+    if isinstance(model, WindowClassifier):
+        if len(tokens) < model.window:
+            raise UserError(f"a sequence of {len(tokens)} bases is shorter than the model's window of {model.window}")
+        return {"probability": float(torch.sigmoid(model(given))[0])}
+    said = model(given)
+    columns = [*torch.softmax(said.classes[0], -1).T.tolist(), *torch.sigmoid(said.sites[0]).T.tolist()]
+    return dict(zip([*loaded.classes, *SITES], columns, strict=True))
 
 
 def halo_of(window: int) -> int:
