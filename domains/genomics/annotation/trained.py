@@ -139,7 +139,7 @@ def annotate_sequence(loaded: LoadedAnnotator, tokens: np.ndarray) -> dict[str, 
     """What a model says of one sequence in memory, uint8 (l,).
 
     Returns:
-        of a classifier the ``probability`` of the window in the middle; of a segmenter, for each class and kind of site,
+        the ``probability`` of the window in the middle; or of a segmenter, for each class and kind of site,
         the probabilities of the bases.
 
     Raises:
