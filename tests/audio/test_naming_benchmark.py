@@ -25,9 +25,7 @@ def test_each_group_is_tested_once_by_each_seed_and_the_smallest_other_watches(c
     assert [(job.fold, job.seed) for job in jobs] == [(f"g{i}", seed) for i in range(4) for seed in (3, 4)]
     for job in jobs:
         assert (job.config.data.test, job.config.seed) == ([job.fold], job.seed)
-        assert job.config.data.validation == (
-            ["g2"] if job.fold != "g2" else ["g3"]
-        )  # of two clips
+        assert job.config.data.validation == (["g2"] if job.fold != "g2" else ["g3"])  # of two clips
     assert len({job.folder for job in jobs}) == 8
     (one,) = make_jobs({"raw": config}, "1", [0], Path("runs"))
     assert (one.fold, one.config.data) == ("split", config.data)
