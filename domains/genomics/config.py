@@ -91,8 +91,8 @@ class PredictConfig:
 class ScoreConfig:
     """Log-likelihood ratios of variants, the mean of both strands."""
 
-    context: int = 2048  # bases read before a variant, on each strand
-    window: int = 512  # bases of reference and alternative that are compared, from the first that differs on
+    context: int = 2048  # bases read before a variant, on each strand; by a masked model on both sides of it
+    window: int = 512  # bases of reference and alternative that are compared, from the first that differs on, at most
     chunk: int = 65536  # bases a call, of all windows together; does not change the result
 
 

@@ -130,7 +130,8 @@ GENOMICS = Domain(
             word="score",
             summary="Score the variants of a VCF: how much likelier is the alternative than the reference?",
             about="Compares windows of equal length with the reference and with each alternative allele, given the "
-            "same bases before them, and takes the mean of both strands. REF is checked against the genome, alleles "
+            "same bases before them, and takes the mean of both strands; a masked model tells the bases of either "
+            "allele from both flanks. REF is checked against the genome, alleles "
             "are left-normalised, and what cannot be scored is passed on with the reason. Writes the records in their "
             "order with the scores in INFO (SERP_LLR, nats), a tabix index where they are sorted, and a Parquet table "
             "with a row for each allele. The same line goes on after an interruption.",
@@ -139,8 +140,8 @@ GENOMICS = Domain(
                 ("data.vcf", "VCF (plain, gzip, bgzip) or BCF file"),
                 ("data.fasta", "the genome that the variants were called on: FASTA or GenBank file"),
                 ("out", "VCF to write; bgzipped and indexed if it ends in .vcf.gz"),
-                ("context", "bases read before a variant, on each strand (2048)"),
-                ("window", "bases of reference and alternative that are compared (512)"),
+                ("context", "bases read before a variant, on each strand; on both sides by a masked model (2048)"),
+                ("window", "bases of reference and alternative that are compared, at most (512)"),
                 ("chunk", "bases at a time (65536); changes memory and speed, not the result"),
                 _DEVICE,
                 _TRACKING,

@@ -1,5 +1,6 @@
 """Training and streaming on a GPU."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,14 @@ import torch
 from domains.genomics.io import Record
 from domains.genomics.store import GenomeStore, prepare_store
 from domains.genomics.stream import score_sequence
+from domains.genomics.tokens import encode
 from domains.genomics.train import train
+from domains.genomics.variants.haplotypes import make_windows
+from domains.genomics.variants.likelihood import causal_log_probs
+from domains.genomics.variants.masked import masked_ratios
 from domains.runlog import read_metrics
-from mamba_core import BackboneConfig, CausalLM, Mamba1Config, Mamba2Config
+from mamba_core import BackboneConfig, CausalLM, Mamba1Config, Mamba2Config, MaskedLM
+from tests.genomics.test_variant_likelihood import indels, snvs
 from tests.genomics.tiny import markov_bases, tiny_config
 
 pytestmark = pytest.mark.gpu
@@ -28,6 +34,23 @@ def test_the_chunk_changes_no_score(mixer: str) -> None:
     whole = score_sequence(model, tokens, chunk=20_000)
     for chunk in (1_000, 4_097, 16_384):
         assert np.abs(score_sequence(model, tokens, chunk=chunk) - whole).max() < 1e-5
+
+
+def test_variants_have_the_scores_of_the_cpu_whatever_a_call_holds() -> None:
+    torch.manual_seed(0)
+    pattern = ["mamba2", "mamba1"]
+    config = BackboneConfig(d_model=64, n_layers=2, pattern=pattern, mamba2=Mamba2Config(d_state=32, headdim=32))
+    causal, masked = CausalLM(16, config).eval(), MaskedLM(16, replace(config, bidirectional=True)).eval()
+    tokens = encode(markov_bases(3000, 0))
+    alleles = [*snvs(tokens, 40), *indels(tokens, 40)]
+    windows = make_windows(alleles, 500, 100)
+    here = windows.ratios(causal_log_probs(causal, windows)), masked_ratios(masked, alleles, 500, 100)
+    causal.cuda()
+    masked.cuda()
+    for chunk in (3_000, 100_000):
+        there = windows.ratios(causal_log_probs(causal, windows, chunk=chunk))
+        np.testing.assert_allclose(there, here[0], atol=1e-4)
+        np.testing.assert_allclose(masked_ratios(masked, alleles, 500, 100, chunk=chunk), here[1], atol=1e-4)
 
 
 @pytest.fixture

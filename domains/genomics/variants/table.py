@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,7 +74,7 @@ def write_shard(file: BinaryIO, rows: Sequence[Row], origin: Mapping[str, object
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema(origin)), file, compression="zstd")
+    pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema(origin)), file, compression="zstd")
 
 
 def read_rows(path: Path) -> list[Row]:
