@@ -18,6 +18,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from benchmarks.kernels import measured_commit
 from domains.folder import write_json
 from domains.genomics.config import EvaluateConfig, PredictConfig, TrainConfig, WindowsConfig
 from domains.genomics.masked_evaluate import evaluate_masked
-from domains.genomics.masked_windows import masked_scores
+from domains.genomics.masked_windows import Source, masked_scores
 from domains.genomics.model import load_model
 from domains.genomics.store import GenomeStore
 from domains.genomics.train import FREE_ON_RESUME, open_store, train
@@ -59,16 +60,13 @@ def recipe_of(config: TrainConfig, variant: str, seconds: float) -> TrainConfig:
 def halo_errors(model: MaskedLM, store: GenomeStore, contig: str) -> dict[str, Any]:
     """Largest and mean difference, in nats, of scores with each halo from those with a very wide one."""
     length, window = store.contig(contig).length, WindowsConfig().length
+    source = Source(partial(store.tokens, contig), length)
     firsts = sorted({index * (length // window) // 4 * window for index in range(4)})
 
     def scores(halo: int) -> np.ndarray:
         config = PredictConfig(windows=WindowsConfig(window, halo))
-
-        def read(start: int, stop: int) -> np.ndarray:
-            return store.tokens(contig, start, stop)
-
         stretches = ((first, min(first + window, length)) for first in firsts)
-        return np.concatenate([piece for s in stretches for piece in masked_scores(model, read, length, *s, config)])
+        return np.concatenate([piece for s in stretches for piece in masked_scores(model, source, *s, config)])
 
     wide = scores(WIDE)
     differences = {halo: np.abs(scores(halo) - wide) for halo in HALOS}

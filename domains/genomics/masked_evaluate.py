@@ -16,7 +16,7 @@ from domains.folder import write_json
 from domains.genomics.config import EvaluateConfig
 from domains.genomics.evaluate import name_regions, prefix
 from domains.genomics.masked import hidden_log_probs
-from domains.genomics.masked_windows import around, check_windows
+from domains.genomics.masked_windows import Source, check_windows
 from domains.genomics.masking import check_fraction
 from domains.genomics.model import check_genome, load_model
 from domains.genomics.splits import Region
@@ -203,10 +203,11 @@ def _pieces(
 ) -> Iterator[_Piece]:
     """The windows of a region; nothing outside the region is read."""
     size, halo = config.windows.length, config.windows.halo
+    source = Source(lambda a, b: store.tokens(region.contig, region.start + a, region.start + b), region.length)
     for first in range(0, region.length, size):
         window = (first, min(first + size, region.length))
-        start, stop = around(window, halo, region.length)
-        tokens = store.tokens(region.contig, region.start + start, region.start + stop)
+        start, stop = source.around(window, halo)
+        tokens = source.read(start, stop)
         known = (tokens >= BASES.start) & (tokens < BASES.stop)
         soft_mask = None
         if store.has_soft_mask:

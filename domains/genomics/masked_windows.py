@@ -10,12 +10,11 @@ every ``mask_every``-th base, by position on the contig, so ``mask_every`` readi
 cost, times (length + 2 halo) / length.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from domains.config import check_range
 from domains.genomics.config import PredictConfig, WindowsConfig
@@ -24,7 +23,7 @@ from domains.genomics.stream import score_sequence
 from domains.genomics.tokens import BASES
 from mamba_core import CausalLM, MaskedLM
 
-Reader = Callable[[int, int], np.ndarray]  # (start, stop) -> uint8 tokens (stop - start,) of the contig
+Window = tuple[int, int]  # half-open, in positions of a contig
 
 _MEASURED = 16  # of so many windows, one is read again with a wider halo
 _MOST_MEASURED = 4
@@ -42,32 +41,68 @@ def check_masked(config: PredictConfig) -> None:
     check_range("mask_every", config.mask_every, 2, 1 << 16, "beyond which nothing changes")
 
 
+class Source(NamedTuple):
+    """A contig to read.
+
+    Attributes:
+        read: (start, stop) -> uint8 tokens (stop - start,); of a circular contig, positions go on round it.
+        length: of the contig.
+        circular: whether its ends are neighbours.
+    """
+
+    read: Callable[[int, int], np.ndarray]
+    length: int
+    circular: bool = False
+
+    def around(self, window: Window, halo: int) -> Window:
+        """A window with its halo, within the contig; round a circular one, as far as no base comes twice."""
+        if self.circular:
+            spare = self.length - (window[1] - window[0])
+            return window[0] - min(halo, spare - spare // 2), window[1] + min(halo, spare // 2)
+        return max(0, window[0] - halo), min(self.length, window[1] + halo)
+
+
 def masked_scores(
-    model: MaskedLM, read: Reader, length: int, start: int, stop: int, config: PredictConfig
+    model: MaskedLM, source: Source, start: int, stop: int, config: PredictConfig
 ) -> Iterator[np.ndarray]:
     """Log-probability of each base of a stretch of a contig, given the bases around it.
 
     Args:
         model: in evaluation mode.
-        read: gives tokens of the contig.
-        length: of the contig.
+        source: the contig.
         start, stop: the stretch, half-open; scores do not depend on it.
         config: ``windows``, ``mask_every``; ``both_strands`` takes the mean of the probabilities on either strand.
 
     Yields:
         float32 (n,), nats, NaN where the base is not A, C, G or T; the stretch from left to right.
     """
-    size = config.windows.length
-    for first in range(start - start % size, stop, size):
-        last = min(first + size, length)
-        scores = _score(model, read, length, (first, last), config, config.windows.halo)
-        yield scores[max(start - first, 0) : min(stop, last) - first]
+    for window in _windows(source, start, stop, config):
+        scores = _score(model, source, window, config, config.windows.halo)
+        yield scores[max(start - window[0], 0) : min(stop, window[1]) - window[0]]
+
+
+def packed_scores(model: MaskedLM, sequences: Sequence[np.ndarray], config: PredictConfig) -> list[np.ndarray]:
+    """Scores of many short sequences, each as if it were alone, read on end as documents of one row.
+
+    Args:
+        sequences: uint8 (length,) each, whole contigs of at most a window.
+
+    Returns:
+        float32 (length,) of each, as :func:`masked_scores` gives them.
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    if not sum(lengths):
+        return [np.empty(0, np.float32) for _ in lengths]
+    turn = np.concatenate([np.arange(length) % config.mask_every for length in lengths])
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    scores = _readings(model, np.concatenate(sequences), turn, config, document)
+    return np.split(scores, np.cumsum(lengths)[:-1])
 
 
 def score_masked_sequence(model: MaskedLM, tokens: np.ndarray, config: PredictConfig | None = None) -> np.ndarray:
     """Scores of a sequence that is in memory: uint8 (l,) -> float32 (l,), nats, NaN where not A, C, G or T."""
-    config = config or PredictConfig()
-    pieces = masked_scores(model, lambda a, b: tokens[a:b], len(tokens), 0, len(tokens), config)
+    source = Source(lambda a, b: tokens[a:b], len(tokens))
+    pieces = masked_scores(model, source, 0, len(tokens), config or PredictConfig())
     return np.concatenate([*pieces, np.empty(0, np.float32)])
 
 
@@ -76,9 +111,7 @@ def score_any_sequence(model: CausalLM | MaskedLM, tokens: np.ndarray) -> np.nda
     return score_sequence(model, tokens) if isinstance(model, CausalLM) else score_masked_sequence(model, tokens)
 
 
-def halo_error(
-    model: MaskedLM, read: Reader, length: int, start: int, stop: int, config: PredictConfig
-) -> dict[str, Any]:
+def halo_error(model: MaskedLM, source: Source, start: int, stop: int, config: PredictConfig) -> dict[str, Any]:
     """How far scores of a stretch would move with a halo twice as wide, measured on one window in 16, at most 4.
 
     Args: as of :func:`masked_scores`.
@@ -87,17 +120,17 @@ def halo_error(
         ``halo``, in bases; ``against``, the halo compared with, or "the whole contig" where that is all there is;
         ``windows`` and ``bases`` compared; ``max`` and ``mean`` of the absolute differences, in nats. All plain values.
     """
-    size, halo = config.windows.length, config.windows.halo
-    windows = [(first, min(first + size, length)) for first in range(start - start % size, stop, size)]
-    cut = [window for window in windows if window[0] > halo or window[1] + halo < length]
+    halo = config.windows.halo
+    windows = _windows(source, start, stop, config)
+    cut = [window for window in windows if source.around(window, halo) != source.around(window, source.length)]
     count = min(_MOST_MEASURED, -(-len(cut) // _MEASURED))
-    differences = []
+    differences = [np.empty(0, np.float32)]
     for window in (cut[index * len(cut) // count] for index in range(count)):
-        narrow, wide = (_score(model, read, length, window, config, reach) for reach in (halo, 2 * halo))
+        narrow, wide = (_score(model, source, window, config, reach) for reach in (halo, 2 * halo))
         differences.append(np.abs(narrow - wide))
-    known = np.concatenate(differences) if differences else np.empty(0, np.float32)
+    known = np.concatenate(differences)
     known = known[~np.isnan(known)]
-    whole = all(first <= 2 * halo and last + 2 * halo >= length for first, last in cut)
+    whole = all(source.around(window, 2 * halo) == source.around(window, source.length) for window in cut)
     return {
         "halo": halo,
         "against": "the whole contig" if whole else f"a halo of {2 * halo}",
@@ -108,29 +141,36 @@ def halo_error(
     }
 
 
-def around(window: tuple[int, int], halo: int, length: int) -> tuple[int, int]:
-    """A window with its halo, within the contig."""
-    return max(0, window[0] - halo), min(length, window[1] + halo)
+def _windows(source: Source, start: int, stop: int, config: PredictConfig) -> list[Window]:
+    """Those that hold a base of the stretch."""
+    size = config.windows.length
+    return [(first, min(first + size, source.length)) for first in range(start - start % size, stop, size)]
 
 
-def _score(
-    model: MaskedLM, read: Reader, length: int, window: tuple[int, int], config: PredictConfig, halo: int
+def _score(model: MaskedLM, source: Source, window: Window, config: PredictConfig, halo: int) -> np.ndarray:
+    """Scores of one window, float32."""
+    first, last = source.around(window, halo)
+    turn = np.arange(first, last) % source.length % config.mask_every
+    return _readings(model, source.read(first, last), turn, config)[window[0] - first : window[1] - first]
+
+
+def _readings(
+    model: MaskedLM, tokens: np.ndarray, turn: np.ndarray, config: PredictConfig, document: np.ndarray | None = None
 ) -> np.ndarray:
-    """Scores of one window, float32, from ``mask_every`` readings, as many a call as fit."""
-    first, last = around(window, halo, length)
+    """Scores float32 (l,) of one sequence from ``mask_every`` readings, as many a call as fit.
+
+    ``turn`` (l,) says which reading hides a base, ``document`` (l,) which document it is of.
+    """
     device = next(model.parameters()).device
-    tokens = torch.from_numpy(np.array(read(first, last))).to(device)
-    known = (tokens >= BASES.start) & (tokens < BASES.stop)
-    turn = torch.arange(first, last, device=device) % config.mask_every  # the reading that hides a base
-    scores = torch.full(tokens.shape, torch.nan, device=device)
-    for readings in torch.arange(config.mask_every, device=device).split(max(1, CALL // len(tokens))):
-        hidden = (turn == readings[:, None]) & known
-        scores = _take(model, tokens, hidden, config.both_strands, scores)
-    return scores[window[0] - first : window[1] - first].cpu().numpy()
-
-
-def _take(model: MaskedLM, tokens: Tensor, hidden: Tensor, both_strands: bool, scores: Tensor) -> Tensor:
-    """The scores with those of the bases that are hidden in one of these readings (r, l) put in."""
-    rows = tokens.expand(len(hidden), -1)
-    found = true_log_probs(hidden_log_probs(model, rows, hidden, both_strands), rows)
-    return torch.where(hidden.any(0), found.masked_fill(~hidden, 0.0).sum(0), scores)
+    sequence, turns = torch.from_numpy(np.array(tokens)).to(device), torch.from_numpy(turn).to(device)
+    known = (sequence >= BASES.start) & (sequence < BASES.stop)
+    seq_idx = None if document is None else torch.from_numpy(document).to(device)
+    scores = torch.full(sequence.shape, torch.nan, device=device)
+    for readings in torch.arange(config.mask_every, device=device).split(max(1, CALL // len(sequence))):
+        hidden = (turns == readings[:, None]) & known
+        rows = sequence.expand(len(hidden), -1)
+        packed = None if seq_idx is None else seq_idx.expand(len(hidden), -1)
+        found = hidden_log_probs(model, rows, hidden, config.both_strands, seq_idx=packed)
+        own = true_log_probs(found, rows).masked_fill(~hidden, 0.0).sum(0)
+        scores = torch.where(hidden.any(0), own, scores)
+    return scores.cpu().numpy()

@@ -8,9 +8,11 @@ from domains.errors import UserError
 from domains.genomics.config import PredictConfig, WindowsConfig
 from domains.genomics.masked import masked_log_probs
 from domains.genomics.masked_windows import (
+    Source,
     check_masked,
     halo_error,
     masked_scores,
+    packed_scores,
     score_any_sequence,
     score_masked_sequence,
 )
@@ -35,7 +37,15 @@ def config(length=150, halo=64, every=5, **rest):
 
 def scores(model, tokens, settings, start=0, stop=None):
     stop = len(tokens) if stop is None else stop
-    return np.concatenate(list(masked_scores(model, lambda a, b: tokens[a:b], len(tokens), start, stop, settings)))
+    return np.concatenate(list(masked_scores(model, source(tokens), start, stop, settings)))
+
+
+def source(tokens, circular=False):
+    return Source(lambda a, b: tokens.take(range(a, b), mode="wrap"), len(tokens), circular)
+
+
+def told_error(model, tokens, settings):
+    return halo_error(model, source(tokens), 0, len(tokens), settings)
 
 
 def test_one_window_over_all_gives_the_pseudo_likelihood(model, tokens):
@@ -66,7 +76,7 @@ def test_the_error_told_is_that_of_a_wider_halo(model, tokens):
     whole = scores(model, tokens, config(length=5000))
     errors = []
     for halo in (2, 16, 128):
-        told = halo_error(model, lambda a, b: tokens[a:b], len(tokens), 0, len(tokens), config(150, halo))
+        told = told_error(model, tokens, config(150, halo))
         cut, wide = scores(model, tokens, config(150, halo)), scores(model, tokens, config(150, 2 * halo))
         first = slice(0, 150)  # of 7 windows one is measured
         assert told["max"] == pytest.approx(np.nanmax(np.abs(cut - wide)[first]), abs=1e-6)
@@ -79,17 +89,50 @@ def test_the_error_told_is_that_of_a_wider_halo(model, tokens):
 
 
 def test_many_windows_are_measured_at_a_few(model, tokens):
-    told = halo_error(model, lambda a, b: tokens[a:b], len(tokens), 0, len(tokens), config(10, 4))
+    told = told_error(model, tokens, config(10, 4))
     assert (told["windows"], told["bases"]) == (4, 40 - 10)  # 100 windows: 7, but at most 4; one stands in N
     assert told["mean"] <= told["max"]
 
 
 def test_where_nothing_is_cut_nothing_is_lost(model, tokens):
-    told = halo_error(model, lambda a, b: tokens[a:b], len(tokens), 0, len(tokens), config(600, 600))
+    told = told_error(model, tokens, config(600, 600))
     assert (told["against"], told["max"], told["windows"]) == ("the whole contig", 0.0, 0)
-    told = halo_error(model, lambda a, b: tokens[a:b], len(tokens), 0, len(tokens), config(500, 250))
+    told = told_error(model, tokens, config(500, 250))
     assert (told["against"], told["windows"]) == ("the whole contig", 1)  # twice 250 reaches both ends
     assert told["max"] > 0
+
+
+def test_a_circular_contig_is_read_round_its_ends(model, tokens):
+    """However it is cut open, with windows that divide it: the same bases are read and hidden together."""
+    ring, settings = tokens[500:], config(length=100, halo=60)
+    found = np.concatenate(list(masked_scores(model, source(ring, circular=True), 0, 500, settings)))
+    turned = np.concatenate(list(masked_scores(model, source(np.roll(ring, 100), circular=True), 0, 500, settings)))
+    np.testing.assert_allclose(np.roll(found, 100), turned, atol=1e-5)
+    linear = scores(model, ring, settings)
+    np.testing.assert_array_equal(linear[100:400], found[100:400])
+    assert np.abs(linear - found)[:20].max() > 1e-3
+
+
+@pytest.mark.parametrize("length", [1, 7, 100, 150])
+def test_no_base_of_a_small_ring_is_read_twice(model, tokens, length):
+    """Or a base that is hidden would be shown."""
+    ring = source(tokens[500 : 500 + length], circular=True)
+    for window in ((0, min(100, length)), (100, length)):
+        if window[0] < window[1]:
+            first, last = ring.around(window, 1000)
+            assert last - first == length
+            assert first <= window[0]
+            assert window[1] <= last
+
+
+def test_short_sequences_are_read_on_end_as_if_alone(model, tokens):
+    sequences = [tokens[:40], tokens[:0], tokens[190:230], tokens[600:601], tokens[700:820]]
+    settings = config(length=200, both_strands=True)
+    found = packed_scores(model, sequences, settings)
+    assert [len(part) for part in found] == [40, 0, 40, 1, 120]
+    for part, sequence in zip(found, sequences, strict=True):
+        np.testing.assert_allclose(part, score_masked_sequence(model, sequence, settings), atol=1e-5)
+    assert [len(part) for part in packed_scores(model, [tokens[:0]], settings)] == [0]
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
