@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from domains.timeseries.config import SourceConfig
+from domains.timeseries.history import is_logarithmic
 from domains.timeseries.io import Batch
 
 DUPLICATE = "duplicate stamp"
@@ -17,7 +18,7 @@ EMPTY_FILE = "empty file"
 SERIES_REASONS = ("no observation", "fewer than", "constant series")  # how the reasons of whole series begin
 
 _FLUSH = 1 << 16  # rows
-_LARGEST = 1e100  # returns and levels are squared, prices are not: their logarithms are
+_LARGEST = 1e100  # returns and levels are squared; of prices it is the logarithms
 
 
 class Rejects:
@@ -107,8 +108,8 @@ class RowReasons:
         reasons.mark(batch.foreign[column], f"{column} is not a number")
         reasons.mark(np.isinf(values), f"{column} is infinite")
         reasons.mark(~np.isnan(values) & ~fits(values, kind), f"{column} is too large")
-        if kind == "price":
-            reasons.mark(values <= 0, f"{column} is not a positive price")
+        if is_logarithmic(kind):
+            reasons.mark(values <= 0, f"{column} is not a positive {kind}")
         return reasons
 
     def mark(self, where: np.ndarray, reason: str) -> None:
@@ -124,7 +125,7 @@ class RowReasons:
 
 def fits(values: np.ndarray, kind: str) -> np.ndarray:
     """Where a number can be an observation, bool: it is finite, and its square and sums of that are."""
-    return np.abs(values) <= (np.finfo(np.float64).max if kind == "price" else _LARGEST)
+    return np.abs(values) <= (np.finfo(np.float64).max if is_logarithmic(kind) else _LARGEST)
 
 
 def fits_float32(values: np.ndarray) -> np.ndarray:

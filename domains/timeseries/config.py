@@ -25,7 +25,9 @@ class SourceConfig:
     future: list[str] = field(default_factory=list)  # covariates known in advance
     static: list[str] = field(default_factory=list)  # numbers that do not change within a series
     zone: str = ""  # time zone whose clock the features read; empty: as the stamps are written
-    kind: str = "price"  # price (log returns are modelled) | return (as it is) | level (differences are modelled)
+    # price (log returns are modelled) | return (as it is) | level (differences are modelled) | variance or volatility
+    # (measured ones: log changes are modelled, and the variance itself is scored)
+    kind: str = "price"
     min_rows: int = 64  # series with fewer observations, or constant, are kept aside; 0 keeps all
 
     def __post_init__(self) -> None:

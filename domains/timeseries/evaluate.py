@@ -23,7 +23,7 @@ from domains.timeseries.calibration import ENOUGH, recalibrate, recalibrate_toge
 from domains.timeseries.config import CALIBRATION_WINDOW, LEVELS, EvaluateConfig, ForecastConfig
 from domains.timeseries.data import WARM_UP
 from domains.timeseries.forecasts import Forecasts
-from domains.timeseries.history import History, cumulated
+from domains.timeseries.history import POWERS, History, cumulated
 from domains.timeseries.refit import Block, blocks_of, refitted
 from domains.timeseries.report import Outcomes, Scores, plain, score
 from domains.timeseries.splits import Splits, splits_from_dict
@@ -112,13 +112,13 @@ def evaluate(
     with refitted(loaded, store, splits, blocks, chosen) as models:
         those = models if config.refit_model else iter([loaded])
         found = _model_forecasts(those, store, walk_of(kept + beside), len(kept), config, progress)
-    for baseline in make_baselines(config.baselines, config.max_statistical):
+    for baseline in make_baselines(config.baselines, config.max_statistical, loaded.scaler.kind):
         if progress:
             print(f"baseline: {baseline.name}", file=sys.stderr)
         found[baseline.name] = _baseline_forecasts(baseline, walk)
     outcomes = Outcomes.of(walk.histories, walk.cutoffs, walk.ends, walk.horizon)
     factor, unit = unit_of(loaded.scaler.kind, config)
-    scores = score(outcomes, found, factor, reference=next(iter(found)))
+    scores = score(outcomes, found, factor, next(iter(found)), POWERS.get(loaded.scaler.kind))
     count = len(outcomes.series)
     some = f"{len(kept):,} of " if len(kept) < len(store) else ""
     note = (
@@ -202,7 +202,7 @@ def _shard_mates(store: SeriesStore, kept: Sequence[int]) -> list[int]:
 def unit_of(kind: str, config: EvaluateConfig) -> tuple[float, str]:
     """What increments are multiplied by in the table, and what they are then."""
     factor = config.unit if config.unit is not None else (100.0 if kind == "price" else 1.0)
-    what = {"price": "log returns", "return": "returns", "level": "changes"}[kind]
+    what = {"price": "log returns", "return": "returns", "level": "changes"}.get(kind, f"log changes of the {kind}")
     if kind == "price" and factor in (100.0, 1e4):
         return factor, f"{what} in {'per cent' if factor == 100.0 else 'basis points'}"
     return factor, f"{what}{f' times {factor:g}' if factor != 1 else ''}"

@@ -19,6 +19,7 @@ from domains.timeseries.absorbed import Absorbed
 from domains.timeseries.config import LEVELS, ForecastConfig
 from domains.timeseries.data import WARM_UP
 from domains.timeseries.given import Given, compare, observed_rows
+from domains.timeseries.history import is_logarithmic
 from domains.timeseries.output import ForecastTable, Reject, Written
 from domains.timeseries.paths import Ending, write_paths
 from domains.timeseries.scaler import Scaler
@@ -171,7 +172,7 @@ def tabulate(
     quantiles, mean = found.quantiles, found.mean  # (n, h, q), (n, h)
     if calibrate:
         quantiles = loaded.calibration.apply(quantiles)
-    if loaded.scaler.kind == "price":
+    if is_logarithmic(loaded.scaler.kind):
         quantiles, mean = last[:, None, None] * np.exp(quantiles), last[:, None] * np.exp(mean)
     elif loaded.scaler.kind == "level":
         quantiles, mean = last[:, None, None] + quantiles, last[:, None] + mean

@@ -9,6 +9,7 @@ from domains.errors import UserError
 from domains.timeseries.checks import fits, fits_float32
 from domains.timeseries.config import LEVELS
 from domains.timeseries.forecast_shard import ahead_of, is_ripe, observed_rows, tabulate
+from domains.timeseries.history import is_logarithmic
 from domains.timeseries.io import WORDS
 from domains.timeseries.model import Shape
 from domains.timeseries.stream import Carried, Stretch, stream
@@ -74,8 +75,8 @@ def _observed(column: str, values: np.ndarray, names: np.ndarray, kind: str) -> 
     """Observations, float64; refused as the batch job keeps rows aside (:mod:`domains.timeseries.checks`)."""
     y = _numbers(column, values, names)
     _refuse(column, ~(np.isnan(y) | fits(y, kind)), y, names, "cannot be used; leave it empty or take the row out")
-    if kind == "price":
-        _refuse(column, y <= 0, y, names, "is not a positive price; take the row out")
+    if is_logarithmic(kind):
+        _refuse(column, y <= 0, y, names, f"is not a positive {kind}; take the row out")
     return y
 
 

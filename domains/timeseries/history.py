@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-KINDS = ("price", "return", "level")
+KINDS = ("price", "return", "level", "variance", "volatility")
+POWERS = {"variance": 1.0, "volatility": 2.0}  # of measured variability: the power of an observation that is a variance
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class History:
 
     Attributes:
         name: of the series.
-        kind: price, return or level; see :func:`increments`.
+        kind: one of KINDS; see :func:`increments`.
         time: int64 (n,), microseconds since 1970 UTC, strictly increasing.
         offset: int32 (n,), seconds that the local clock is ahead of UTC.
         y: float64 (n,), observations; NaN where missing.
@@ -36,13 +37,18 @@ class History:
         return len(self.time)
 
 
+def is_logarithmic(kind: str) -> bool:
+    """Whether observations are positive, and increments those of their logarithm."""
+    return kind == "price" or kind in POWERS
+
+
 def increments(y: np.ndarray, kind: str, last: float = float("nan")) -> np.ndarray:
     """What is modelled of observations, one for each row.
 
     Args:
-        y: float64 (n,), NaN where missing; positive for prices.
-        kind: "price": log(y_i / y_last); "level": y_i - y_last; "return": y_i. y_last is the last observation before
-            row i, however long ago.
+        y: float64 (n,), NaN where missing; positive for all but levels and returns.
+        kind: "price", "variance", "volatility": log(y_i / y_last); "level": y_i - y_last; "return": y_i. y_last is the
+            last observation before row i, however long ago.
         last: the observation before the first row; NaN when there is none.
 
     Returns:
@@ -50,8 +56,8 @@ def increments(y: np.ndarray, kind: str, last: float = float("nan")) -> np.ndarr
     """
     if kind == "return":
         return y.astype(np.float64)
-    values = np.log(y) if kind == "price" else y.astype(np.float64)
-    first = np.log(last) if kind == "price" else last
+    values = np.log(y) if is_logarithmic(kind) else y.astype(np.float64)
+    first = np.log(last) if is_logarithmic(kind) else last
     x = np.full(len(y), np.nan)
     seen = np.flatnonzero(~np.isnan(values))
     x[seen] = np.diff(values[seen], prepend=first)

@@ -7,6 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from domains.timeseries.calibration import normal_scores, quantiles_at
+
+_CELLS = 200  # of equal probability, that an expectation is the mean over
+_BLOCK = 20_000  # forecasts at a time
+
 
 class PitHistogram(NamedTuple):
     """How often each stretch of [0, 1] was hit; of calibrated forecasts all about equally.
@@ -126,6 +131,33 @@ def qlike_ratio(r: np.ndarray, variance: np.ndarray) -> float:
     """
     ratio = np.where(r == 0, np.nan, r**2) / variance
     return _mean(ratio - np.log(ratio) - 1)
+
+
+def qlike_of_target(x: np.ndarray, quantiles: np.ndarray, levels: np.ndarray, power: float) -> np.ndarray:
+    """QLIKE of a variance that is itself observed: V / F - log(V / F) - 1 (Patton 2011), F its expectation.
+
+    V is exp(power x) times the variance at the cut-off, which falls out. The expectation is that over the quantiles,
+    beyond the outermost of which a normal tail goes on (:func:`domains.timeseries.calibration.quantiles_at`): a
+    Student-t of the logarithm would have none.
+
+    Args:
+        x: float64 (...,), changes of the logarithm; NaN where missing.
+        quantiles: float64 (..., q), of them, at ``levels`` (q,).
+        power: 1 where the series is a variance, 2 where it is a standard deviation.
+
+    Returns:
+        float64 (...,); NaN where there is no outcome or no forecast.
+    """
+    scores = normal_scores((np.arange(_CELLS) + 0.5) / _CELLS)
+    losses = np.empty(x.shape)
+    for at in range(0, len(x), _BLOCK):
+        part = slice(at, at + _BLOCK)
+        drawn = power * quantiles_at(quantiles[part], levels, scores)
+        highest = drawn.max(axis=-1)
+        expected = highest + np.log(np.exp(drawn - highest[..., None]).mean(axis=-1))
+        ratio = power * x[part] - expected  # log(V / F)
+        losses[part] = np.exp(ratio) - ratio - 1
+    return losses
 
 
 def pit_histogram(pit: np.ndarray, bins: int = 10) -> PitHistogram:

@@ -21,6 +21,7 @@ import torch
 from domains.config import MANY, check_range
 from domains.timeseries.clock import DECAYS, DOWN_DECAYS
 from domains.timeseries.data import look_ahead, padded
+from domains.timeseries.history import is_logarithmic
 from domains.timeseries.output import PathTable, Written
 from domains.timeseries.splits import for_people
 from domains.timeseries.stream import Carried, Stretch, read_row, stream
@@ -169,7 +170,7 @@ class _Copies:
 
     def moved(self, x: np.ndarray, profile: float, kind: str) -> "_Copies":
         """Each behind an increment of its own, in an hour of that profile."""
-        y = {"price": lambda: self.y * np.exp(x), "level": lambda: self.y + x, "return": lambda: x}[kind]()
+        y = self.y * np.exp(x) if is_logarithmic(kind) else self.y + x if kind == "level" else x
         move = (x / np.sqrt(profile))[:, None]
         powers = (
             np.concatenate([move.repeat(len(DECAYS), 1), np.minimum(move, 0.0).repeat(len(DOWN_DECAYS), 1)], 1) ** 2

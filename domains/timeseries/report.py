@@ -75,7 +75,9 @@ class Scores:
     covered: float = 1.0  # share of the outcomes that the method gave a forecast for
 
 
-def score(outcomes: Outcomes, found: Mapping[str, Forecasts], factor: float, reference: str) -> dict[str, Scores]:
+def score(
+    outcomes: Outcomes, found: Mapping[str, Forecasts], factor: float, reference: str, power: float | None = None
+) -> dict[str, Scores]:
     """Score every method.
 
     Args:
@@ -83,8 +85,9 @@ def score(outcomes: Outcomes, found: Mapping[str, Forecasts], factor: float, ref
         found: method to forecasts at the cut-offs of ``outcomes``; NaN where a method has none.
         factor: outcomes and forecasts are multiplied by it: to per cent, to basis points.
         reference: the method that others are compared with (Diebold and Mariano, losses summed by day).
+        power: of observations that is a variance, where they measure variability (:data:`history.POWERS`).
     """
-    losses = {name: _Losses.of(outcomes, forecasts, factor) for name, forecasts in found.items()}
+    losses = {name: _Losses.of(outcomes, forecasts, factor, power) for name, forecasts in found.items()}
     return {name: _score(outcomes, own, losses[reference], name == reference) for name, own in losses.items()}
 
 
@@ -97,13 +100,16 @@ class _Losses:
     forecasts: Forecasts
     crps: np.ndarray
     ticks: dict[float, np.ndarray]
+    target: np.ndarray | None  # QLIKE of the observations themselves
 
     @classmethod
-    def of(cls, outcomes: Outcomes, given: Forecasts, factor: float) -> "_Losses":
+    def of(cls, outcomes: Outcomes, given: Forecasts, factor: float, power: float | None) -> "_Losses":
         own = Forecasts(given.levels, factor * given.quantiles, factor * given.mean, factor**2 * given.variance)
         x = np.where(np.isnan(own.mean), np.nan, factor * outcomes.x)
         ticks = {tail: metrics.pinball(x, _quantile(own, tail)[..., None], np.array([tail]))[..., 0] for tail in TAILS}
-        return cls(x, factor * outcomes.size, own, metrics.crps_from_quantiles(x, own.quantiles, own.levels), ticks)
+        crps = metrics.crps_from_quantiles(x, own.quantiles, own.levels)
+        target = None if power is None else metrics.qlike_of_target(outcomes.x, given.quantiles, given.levels, power)
+        return cls(x, factor * outcomes.size, own, crps, ticks, target)
 
 
 def _score(outcomes: Outcomes, own: _Losses, reference: _Losses, is_reference: bool) -> Scores:
@@ -117,12 +123,16 @@ def _score(outcomes: Outcomes, own: _Losses, reference: _Losses, is_reference: b
         "qlike": metrics.qlike(x - forecasts.mean, forecasts.variance),
         "qlike_1": metrics.qlike((x - forecasts.mean)[:, 0], forecasts.variance[:, 0]),
     }
+    if own.target is not None:
+        overall["qlike_target"] = _mean(own.target)
     kept = metrics.central_coverage(x, forecasts.quantiles, forecasts.levels)
     overall |= {f"coverage_{100 * nominal:.0f}": share for nominal, share in kept.items()}
     overall |= _value_at_risk(outcomes, own)
     overall |= _directions(outcomes, own)
     if not is_reference:
         overall |= _compare("crps", own.crps, reference.crps, outcomes.day)
+        if own.target is not None and reference.target is not None:
+            overall |= _compare("qlike_target", own.target, reference.target, outcomes.day)
         for tail in TAILS:
             overall |= _compare(f"tick_{100 * tail:.0f}", own.ticks[tail], reference.ticks[tail], outcomes.day)
     low, high = (_quantile(forecasts, level) for level in (0.1, 0.9))

@@ -24,7 +24,7 @@ class Scaler:
     """What the training part says about all series.
 
     Attributes:
-        kind: price, return or level.
+        kind: one of :data:`domains.timeseries.history.KINDS`.
         clock: usual size of moves by hour of the week.
         weekends: whether there are rows on Saturdays and Sundays.
         shape: covariates and horizon.

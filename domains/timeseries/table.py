@@ -12,12 +12,16 @@ _STEPS_SHOWN = 12
 
 def lines_of(scores: Mapping[str, Scores], unit: str) -> list[str]:
     """The tables of an evaluation, for people: a line each."""
+    measured = any("qlike_target" in one.overall for one in scores.values())  # the series is a volatility
+    qlike = [("QLIKE", "qlike", ".4f")]
+    if measured:
+        qlike = [("QLIKE", "qlike_target", ".4f"), ("p", "qlike_target_p", ".3f")]
     columns: list[tuple[str, str, str]] = [
         ("CRPS", "crps", ".4f"),
         ("p", "crps_p", ".3f"),
         ("WQL", "wql", ".4f"),
         ("MASE", "mase", ".4f"),
-        ("QLIKE", "qlike", ".4f"),
+        *qlike,
         ("in 80%", "coverage_80", ".1%"),
         ("in 95%", "coverage_95", ".1%"),
         ("direction", "direction", ".1%"),
@@ -40,13 +44,16 @@ def lines_of(scores: Mapping[str, Scores], unit: str) -> list[str]:
     lines = [f"scores in {unit}; p: could the difference in CRPS from the first line be chance (by day)", ""]
     lines += _table(scores, columns)
     lines += _bounce(next(iter(scores.values())).overall)
-    lines += [
-        "",
-        "value at risk: hits and their tests one step ahead (of several series pooled: rejected too soon); tick loss",
-        "at all steps; p: could its difference from the first line be chance",
-        "",
-    ]
-    lines += _table(scores, risks)
+    if measured:
+        lines += ["", "QLIKE: of the variance V itself and its expectation F, V / F - log(V / F) - 1"]
+    else:
+        lines += [
+            "",
+            "value at risk: hits and their tests one step ahead (of several series pooled: rejected too soon); tick",
+            "loss at all steps; p: could its difference from the first line be chance",
+            "",
+        ]
+        lines += _table(scores, risks)
     lines += _by_step(scores)
     partial = {name: one.covered for name, one in scores.items() if one.covered < 1}
     lines += [f"{name}: of {share:.0%} of the outcomes alone" for name, share in partial.items()]

@@ -138,7 +138,7 @@ def see(rows: Rows, kind: str, clock: Clock, before: Running) -> tuple[Seen, Run
 
     Args:
         rows: at least one, behind those that ``before`` has seen.
-        kind: price, return or level.
+        kind: one of :data:`domains.timeseries.history.KINDS`.
         clock: of the training part.
         before: :meth:`Running.start`, or what the call for the rows before gave.
     """

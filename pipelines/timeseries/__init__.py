@@ -16,7 +16,11 @@ _COLUMNS = (
     ("data.past", "[columns] of covariates known up to now"),
     ("data.future", "[columns] of covariates known in advance"),
     ("data.static", "[columns] of numbers that do not change within a series"),
-    ("data.kind", "price (log returns are modelled), return (as it is) or level (differences) (price)"),
+    (
+        "data.kind",
+        "price (log returns are modelled), return (as it is), level (differences), variance or volatility "
+        "(measured ones: log changes) (price)",
+    ),
     ("data.zone", "time zone whose clock is read, as Europe/Zurich (as the stamps are written)"),
 )
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from domains.timeseries.forecasts import Forecasts
-from domains.timeseries.history import History
+from domains.timeseries.history import History, is_logarithmic
 
 MIN_RESIDUALS = 100  # below that the tails of a sample say less than a normal distribution does
 _START = 50  # observations whose mean square starts a recursion
@@ -143,6 +143,13 @@ def observed(values: np.ndarray, cutoffs: np.ndarray) -> tuple[np.ndarray, np.nd
     """
     rows = np.flatnonzero(~np.isnan(values))
     return values[rows], np.searchsorted(rows, cutoffs, side="right")
+
+
+def modelled(history: History) -> np.ndarray:
+    """What models of levels see, float64 (n,): logarithms of prices and the like, levels, and returns as they are."""
+    if is_logarithmic(history.kind):
+        return np.log(history.y)
+    return history.y if history.kind == "level" else history.x
 
 
 def over_steps(history: History, variance: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from domains.timeseries.baselines.base import Baseline, Training, normal_forecasts, observed
+from domains.timeseries.baselines.base import Baseline, Training, modelled, normal_forecasts, observed
 from domains.timeseries.baselines.simple import season
 from domains.timeseries.forecasts import Forecasts
 from domains.timeseries.history import History
@@ -111,7 +111,7 @@ class _Statistical(Baseline):
         """The model of values (n,) of about unit increments."""
 
     def _fit_series(self, training: Training) -> Innovations:
-        values, _ = observed(_modelled(training.history), np.empty(0, dtype=np.int64))
+        values, _ = observed(modelled(training.history), np.empty(0, dtype=np.int64))
         fitted = values[-_LONGEST:]
         if len(fitted) >= _SHORTEST and np.ptp(fitted) > 0:
             scale, first = float(np.sqrt(training.scale)), float(fitted[0])
@@ -137,8 +137,8 @@ class _Statistical(Baseline):
         horizon: int,
         levels: np.ndarray,
     ) -> Forecasts:
-        values, known = observed(_modelled(history), cutoffs)
-        seen = int(np.count_nonzero(~np.isnan(_modelled(training.history))))
+        values, known = observed(modelled(history), cutoffs)
+        seen = int(np.count_nonzero(~np.isnan(modelled(training.history))))
         since = known - seen
         states, unknown = parameters.walk(values[seen : int(known.max(initial=seen))])
         reading, variances = parameters.ahead(horizon, unknown)
@@ -216,13 +216,6 @@ class AutoEts(_Statistical):
             gain[first] = gamma
         state = np.asarray(fitted["states"])[-1][:size].astype(np.float64)
         return Innovations(observe, transition, gain, state, np.zeros((size, size)), float(fitted["sigma2"]))
-
-
-def _modelled(history: History) -> np.ndarray:
-    """What the models see, float64 (n,)."""
-    if history.kind == "price":
-        return np.log(history.y)
-    return history.y if history.kind == "level" else history.x
 
 
 def _rescaled(model: Innovations, scale: float, first: float) -> Innovations:
