@@ -17,7 +17,7 @@ from domains.genomics.tokens import decode, encode
 from domains.genomics.variants import score as module
 from domains.genomics.variants.alleles import Reason, resolve
 from domains.genomics.variants.haplotypes import Place, make_windows
-from domains.genomics.variants.likelihood import causal_log_probs
+from domains.genomics.variants.likelihood import causal_log_probs, log_likelihood_ratios
 from domains.genomics.variants.masked import masked_ratios
 from domains.genomics.variants.score import score
 from tests.genomics.genomes import make_store, random_bases
@@ -222,13 +222,13 @@ def contents(folder):
 def test_a_run_that_broke_goes_on_where_it_was(tiny, tiny_model, vcf, scored, tmp_path, monkeypatch):
     calls = []
 
-    def breaking(*args, **kwargs):
+    def breaking(*args):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return causal_log_probs(*args, **kwargs)
+        return log_likelihood_ratios(*args)
 
-    monkeypatch.setattr(module, "causal_log_probs", breaking)
+    monkeypatch.setattr(module, "log_likelihood_ratios", breaking)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_model, tiny, vcf, tmp_path / "out.vcf.gz")
     assert {path.name for path in tmp_path.iterdir()} == {"out.vcf.gz.parts"}
@@ -323,6 +323,18 @@ def test_the_files_say_what_they_were_made_of(tiny, tiny_model, scored):
     text = gzip.decompress(scored.vcf.read_bytes()).decode()
     assert f'##serpentine=<ID="score",Model="{loaded.hash}",Genome="{tiny.fingerprint}",' in text
     assert "##contig=<ID=c2,length=2800>\n##contig=<ID=c4,length=3600>\n" in text
+
+
+def test_larger_files_have_larger_shards(vcf, monkeypatch):
+    assert module._shard_size(vcf) == 7
+    monkeypatch.setattr(module, "_LARGE", vcf.stat().st_size // 3)
+    assert module._shard_size(vcf) == 7 * 4
+
+
+def test_blocks_of_alleles_change_nothing(tiny, tiny_model, vcf, scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 3)
+    done = run(tiny_model, tiny, vcf, tmp_path / "out.vcf.gz")
+    np.testing.assert_allclose(table(done).llr, table(scored).llr, atol=1e-5)
 
 
 def test_a_deletion_to_the_end_of_a_contig_has_no_score(tiny_model, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from domains.errors import UserError
 from domains.genomics.model import load_model
 from domains.genomics.stream import score_sequence
 from domains.genomics.tokens import N, encode, reverse_complement
@@ -188,3 +189,10 @@ def test_nothing_is_compared_where_no_flank_is_left():
         0,
         2,
     )
+
+
+def test_a_model_that_says_nothing_is_told():
+    model = make_model("mamba2")
+    model.head.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="gives no finite probability"):
+        ratios(model, list(snvs(encode(random_bases(50, 3)), 2)), context=10, window=10)

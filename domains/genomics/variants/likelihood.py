@@ -1,25 +1,40 @@
 """Log-probabilities of windows by a causal model: each context is read once, and gone on from by all its branches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from domains.genomics.config import ScoreConfig
 from domains.genomics.module import base_log_probs
-from domains.genomics.tokens import BASES, BOS
-from domains.genomics.variants.haplotypes import Windows
+from domains.genomics.tokens import BASES, BOS, N
+from domains.genomics.variants.haplotypes import Place, Windows, make_windows
+from domains.genomics.variants.masked import check_finite, masked_ratios
 from domains.hardware import full_precision
-from mamba_core import CausalLM, State
+from mamba_core import CausalLM, MaskedLM, State
 
 _NO_TOKEN = -1  # seq_idx of padding: state and convolution stay as they are
 
 
+def log_likelihood_ratios(model: CausalLM | MaskedLM, places: Sequence[Place], config: ScoreConfig) -> np.ndarray:
+    """Log-likelihood of alternatives less that of the reference, by a model of either kind.
+
+    Returns:
+        float64 (alleles, 2), nats, of each strand; NaN where there is nothing to compare.
+
+    Raises:
+        UserError: the model gives no finite probability.
+    """
+    if isinstance(model, MaskedLM):
+        return masked_ratios(model, places, config.context, config.window, chunk=config.chunk)
+    windows = make_windows(places, config.context, config.window)
+    return windows.ratios(causal_log_probs(model, windows, chunk=config.chunk))
+
+
 @torch.inference_mode()
 @full_precision()
-def causal_log_probs(
-    model: CausalLM, windows: Windows, *, chunk: int = 65536, report: Callable[[int], object] = lambda bases: None
-) -> np.ndarray:
+def causal_log_probs(model: CausalLM, windows: Windows, *, chunk: int = 65536) -> np.ndarray:
     """Log-probability of each base of the branches, given the bases before it and their context.
 
     The model reads BOS, the context, and from the state behind it the branches, in float32 where its weights are,
@@ -31,10 +46,12 @@ def causal_log_probs(
         windows: see :func:`domains.genomics.variants.haplotypes.make_windows`.
         chunk: most bases a call, of all windows together, if at least one context's branches fit; it changes the
             result by rounding alone.
-        report: told how many bases were read.
 
     Returns:
         float32, of the shape of ``windows.branches``, nats; NaN at N.
+
+    Raises:
+        UserError: the model gives no finite probability.
     """
     device = next(model.parameters()).device
     scores = np.full(windows.branches.shape, np.nan, dtype=np.float32)
@@ -45,7 +62,7 @@ def causal_log_probs(
         own = torch.from_numpy(np.searchsorted(contexts, windows.context_of[branches])).to(device)
         after = torch.from_numpy(windows.branches[branches]).to(device)
         scores[branches] = _read_branches(model, after, last[own], state.rows(own), chunk).cpu().numpy()
-        report(int(lengths.sum()) + after.numel())
+    check_finite(scores[windows.branches != N])
     return scores
 
 

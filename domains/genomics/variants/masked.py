@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from domains.errors import UserError
 from domains.genomics.masked import hidden_log_probs
 from domains.genomics.tokens import BASES, MASK, PAD, N, reverse_complement
 from domains.genomics.variants.haplotypes import Place
@@ -59,6 +60,9 @@ def masked_ratios(
     Returns:
         float64 (alleles, 2), nats, of each strand read in its direction (the same twice where the model is symmetric
         and the alleles are of one length); NaN where nothing is left to hide.
+
+    Raises:
+        UserError: the model gives no finite probability.
     """
     readings = _Readings()
     asked: dict[tuple[int, int], tuple[_Question, _Question]] = {}
@@ -138,8 +142,15 @@ def _answers(model: MaskedLM, rows: Sequence[bytes], chunk: int) -> list[np.ndar
         shown, asked = torch.from_numpy(tokens).to(device), torch.from_numpy(hidden).to(device)
         answers = hidden_log_probs(model, shown, asked, seq_idx=document)[asked].cpu().numpy()
         for i, part in zip(own, np.split(answers, np.cumsum(hidden.sum(1))[:-1]), strict=True):
+            check_finite(part)
             found[i] = part
     return found
+
+
+def check_finite(log_probs: np.ndarray) -> None:
+    """A UserError when a model does not say how likely some base is."""
+    if not np.isfinite(log_probs).all():
+        raise UserError("the model gives no finite probability at some bases; train it again at a lower rate")
 
 
 def _groups(lengths: Sequence[int], chunk: int) -> Iterator[list[int]]:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +25,10 @@ from domains.genomics.contig_names import suggest_contig
 from domains.genomics.io import check_readable
 from domains.genomics.model import LoadedModel, load_model
 from domains.genomics.store import GenomeStore
-from domains.genomics.variants.alleles import Reason, resolve, to_vcf
-from domains.genomics.variants.haplotypes import Place, make_windows
-from domains.genomics.variants.likelihood import causal_log_probs
-from domains.genomics.variants.masked import masked_ratios
+from domains.genomics.variants.alleles import Reason
+from domains.genomics.variants.haplotypes import Place
+from domains.genomics.variants.likelihood import log_likelihood_ratios
+from domains.genomics.variants.rows import Alleles
 from domains.genomics.variants.table import Row, join_shards, read_rows, write_shard
 from domains.genomics.variants.vcf import (
     Field,
@@ -47,10 +46,11 @@ from domains.hardware import choose_device
 from domains.manifest import Manifest, Plan, disk_errors, open_manifest
 from mamba_core import MaskedLM
 
-SHARD = 2048  # records between two savings
+SHARD = 2048  # records between two savings, in a file below 128 MiB
+_BLOCK = 2048  # alleles whose windows are in memory at a time
+_LARGE = 1 << 27  # bytes of a VCF
 _FORMAT = 1
 _RESULT = "result"  # the part of the manifest that is there once all is done
-_FEW = 20  # alleles by which an assembly cannot be told from another
 LLR = Field("SERP_LLR", "Float", "Log-likelihood of the alternative less that of the reference, nats, mean of strands")
 FORWARD = Field("SERP_LLR_FWD", "Float", "SERP_LLR of the forward strand")
 REVERSE = Field("SERP_LLR_REV", "Float", "SERP_LLR of the reverse strand")
@@ -202,81 +202,14 @@ def _shard_name(number: int) -> str:
     return f"{number:06d}.parquet"
 
 
-class _Alleles:
-    """Alleles of records as rows of the table, and what they do to the genome."""
-
-    def __init__(self, job: _Job) -> None:
-        self._job = job
-        self._lengths = {contig.name: contig.length for contig in job.store.contigs}
-        self._at: tuple[str, int] = ("", 0)
-        self._seen: set[tuple[str, str]] = set()  # alleles of the position last looked at
-        self._count = 0
-
-    def rows(self, record: VcfRecord | Malformed) -> list[Row]:
-        """A row for each allele of the next record."""
-        number = self._count
-        self._count += 1
-        if isinstance(record, Malformed):
-            return [Row(number, record.line, None, None, None, None, None, reason=Reason.MALFORMED)]
-        if self._at != (record.contig, record.position):
-            self._at, self._seen = (record.contig, record.position), set()
-        found = []
-        for alt in record.alts:
-            row = Row(number, record.line, record.contig, record.position, record.name, record.ref, alt)
-            allele = record.ref.upper(), alt.upper()
-            row.duplicate = allele in self._seen
-            self._seen.add(allele)
-            found.append(row)
-        return found
-
-    def place(self, row: Row) -> Place | None:
-        """Where a row's allele changes what; puts kind, normal form or reason into the row."""
-        if row.contig is None or row.position is None or row.ref is None or row.alt is None:
-            return None
-        length, read = self._lengths.get(row.contig), partial(self._job.store.tokens, row.contig)
-        if length is None:
-            row.reason = Reason.UNKNOWN_CONTIG
-            return None
-        edit = resolve(read, length, row.position, row.ref, row.alt)
-        if isinstance(edit, Reason):
-            row.reason = edit
-            return None
-        row.kind = edit.kind
-        row.normal_position, row.normal_ref, row.normal_alt = to_vcf(read, edit)
-        return Place(row.contig, read, length, edit)
-
-    def refuse_other_names(self, reader: VcfReader, rows: Sequence[Row]) -> None:
-        """A UserError when no contig that the file declares or begins with is one of the genome's."""
-        names = [*dict.fromkeys(row.contig for row in rows if row.contig is not None)]
-        if names and not any(name in self._lengths for name in (*names, *reader.contigs)):
-            source = self._job.store.source_name
-            hint = suggest_contig(names[0], self._lengths)
-            raise UserError(
-                f"{self._job.vcf}: {source} has no contig {names[0]!r}; {hint}; rename them in one of the two files"
-            )
-
-    def refuse_other_assembly(self, rows: Sequence[Row]) -> None:
-        """A UserError when most alleles have another REF than the genome."""
-        differing = [row for row in rows if row.reason == Reason.REF_MISMATCH]
-        agreeing = sum(row.kind is not None for row in rows)
-        if len(differing) + agreeing < _FEW or len(differing) <= agreeing:
-            return
-        first = differing[0]
-        raise UserError(
-            f"{self._job.vcf}: REF is not what {self._job.store.source_name} has at {len(differing):,} of "
-            f"{len(differing) + agreeing:,} alleles ({first.contig}:{first.position} {first.ref} is the first); "
-            "give the assembly that the variants were called on"
-        )
-
-
 def _score_missing(job: _Job, manifest: Manifest, progress: bool) -> VcfOrder:
     """Score the shards that are not done; how the records lie."""
-    alleles, order = _Alleles(job), VcfOrder()
+    alleles, order = Alleles(job.store, job.vcf), VcfOrder()
     with (
         open_vcf(job.vcf) as reader,
         tqdm(desc="scoring", unit=" alleles", unit_scale=True, disable=not progress) as bar,
     ):
-        for number, records in enumerate(_batches(reader.records())):
+        for number, records in enumerate(_shards(reader.records(), _shard_size(job.vcf))):
             rows = []
             for record in records:
                 rows += alleles.rows(record)
@@ -290,13 +223,18 @@ def _score_missing(job: _Job, manifest: Manifest, progress: bool) -> VcfOrder:
     return order
 
 
-def _batches(records: Iterable[VcfRecord | Malformed]) -> Iterator[list[VcfRecord | Malformed]]:
+def _shards(records: Iterable[VcfRecord | Malformed], size: int) -> Iterator[list[VcfRecord | Malformed]]:
     left = iter(records)
-    while batch := list(islice(left, SHARD)):
-        yield batch
+    while shard := list(islice(left, size)):
+        yield shard
 
 
-def _score_shard(job: _Job, manifest: Manifest, alleles: _Alleles, rows: list[Row], name: str) -> None:
+def _shard_size(vcf: Path) -> int:
+    """Records of a shard: more in large files, or the manifest, which is written after each, would grow too long."""
+    return SHARD * (1 + vcf.stat().st_size // _LARGE)
+
+
+def _score_shard(job: _Job, manifest: Manifest, alleles: Alleles, rows: list[Row], name: str) -> None:
     placed = [(row, place) for row in rows if (place := alleles.place(row)) is not None]
     alleles.refuse_other_assembly(rows)
     for (row, _), strands in zip(placed, _ratios(job, [place for _, place in placed]), strict=True):
@@ -312,11 +250,11 @@ def _score_shard(job: _Job, manifest: Manifest, alleles: _Alleles, rows: list[Ro
 
 def _ratios(job: _Job, places: Sequence[Place]) -> np.ndarray:
     """Log-likelihood ratios of alleles, float64 (alleles, 2), nats; NaN where there is nothing to compare."""
-    model, (context, window) = job.loaded.model, (job.config.context, job.config.window)
-    if isinstance(model, MaskedLM):
-        return masked_ratios(model, places, context, window, chunk=job.config.chunk)
-    windows = make_windows(places, context, window)
-    return windows.ratios(causal_log_probs(model, windows, chunk=job.config.chunk))
+    ratios = np.empty((len(places), 2))
+    for start in range(0, len(places), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        ratios[block] = log_likelihood_ratios(job.loaded.model, places[block], job.config)
+    return ratios
 
 
 def _facts(rows: Sequence[Row]) -> dict[str, Any]:
