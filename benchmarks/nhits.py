@@ -18,7 +18,7 @@ import numpy as np
 from domains.timeseries.config import LEVELS, EvaluateConfig
 from domains.timeseries.evaluate import MODEL, evaluate, test_cutoffs
 from domains.timeseries.forecasts import Forecasts
-from domains.timeseries.history import History
+from domains.timeseries.history import History, is_logarithmic
 from domains.timeseries.report import Scores, score
 from domains.timeseries.splits import splits_from_dict
 from domains.timeseries.store import SeriesStore
@@ -94,7 +94,7 @@ def _target(history: History, horizon: int) -> np.ndarray:
     """What NHITS is trained on, float64 (n,)."""
     if _is_increment(history, horizon):
         return np.nan_to_num(history.x)
-    y = np.log(history.y) if history.kind == "price" else history.y
+    y = np.log(history.y) if is_logarithmic(history.kind) else history.y
     last = np.maximum.accumulate(np.where(np.isnan(y), 0, np.arange(len(y))))  # of the rows that were observed
     return np.nan_to_num(y[last], nan=y[int(np.flatnonzero(~np.isnan(y))[0])])
 
