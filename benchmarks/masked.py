@@ -3,6 +3,7 @@
     python -m pipelines.genomics train experiment=umaydis_mlm data.store=<store> run.export=mlm.yaml
     python benchmarks/masked.py --config mlm.yaml --json benchmarks/results/umaydis_mlm_h200.json
     python benchmarks/masked.py --table benchmarks/results/umaydis_mlm_h200.json
+    python benchmarks/masked.py --check runs/mlm/model --config mlm.yaml --json <a JSON that is there>
 
 Variants of the recipe of --config: ``symmetric`` (one set of weights reads both strands), ``post_hoc`` (windows are
 flipped by chance in training, and both strands' probabilities averaged in the test; half the cost of a step) and
@@ -10,13 +11,14 @@ flipped by chance in training, and both strands' probabilities averaged in the t
 count. Each is asked for hidden bases of the test contigs, with 15 % and with 1 % hidden, and how far its scores move
 with the halo: every HALOS against one of 65,536 bases, at four windows. The second line needs no more than PyTorch and
 Lightning. The JSON is written after each variant; the same command goes on with what is missing, while commit and
-settings are the same.
+settings are the same. The fourth line adds to a JSON, under ``checks``, how far the halo and the strand move a model.
 """
 
 import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,7 @@ from domains.genomics.masked_evaluate import evaluate_masked
 from domains.genomics.masked_windows import Source, masked_scores
 from domains.genomics.model import load_model
 from domains.genomics.store import GenomeStore
+from domains.genomics.tokens import COMPLEMENT, MASK
 from domains.genomics.train import FREE_ON_RESUME, open_store, train
 from domains.hardware import choose_device, describe_hardware, describe_versions
 from domains.runlog import read_metrics
@@ -57,21 +60,52 @@ def recipe_of(config: TrainConfig, variant: str, seconds: float) -> TrainConfig:
     return replace(config, backbone=backbone, trainer=replace(config.trainer, max_minutes=seconds / 60))
 
 
-def halo_errors(model: MaskedLM, store: GenomeStore, contig: str) -> dict[str, Any]:
+def halo_errors(
+    model: MaskedLM,
+    store: GenomeStore,
+    contig: str,
+    length: int = WindowsConfig.length,
+    halos: Sequence[int] = HALOS,
+    wide: int | None = None,
+    windows: int = 4,
+) -> dict[str, Any]:
     """Largest and mean difference, in nats, of scores with each halo from those with a very wide one."""
-    length, window = store.contig(contig).length, WindowsConfig().length
-    source = Source(partial(store.tokens, contig), length)
-    firsts = sorted({index * (length // window) // 4 * window for index in range(4)})
+    total, wide = store.contig(contig).length, WIDE if wide is None else wide
+    source = Source(partial(store.tokens, contig), total)
+    firsts = sorted({(1 + 2 * index) * (total // length) // (2 * windows) * length for index in range(windows)})
 
     def scores(halo: int) -> np.ndarray:
-        config = PredictConfig(windows=WindowsConfig(window, halo))
-        stretches = ((first, min(first + window, length)) for first in firsts)
+        config = PredictConfig(windows=WindowsConfig(length, halo))
+        stretches = ((first, min(first + length, total)) for first in firsts)
         return np.concatenate([piece for s in stretches for piece in masked_scores(model, source, *s, config)])
 
-    wide = scores(WIDE)
-    differences = {halo: np.abs(scores(halo) - wide) for halo in HALOS}
+    reference = scores(wide)
+    differences = {halo: np.abs(scores(halo) - reference) for halo in halos}
     found = {str(halo): {"max": float(np.nanmax(d)), "mean": float(np.nanmean(d))} for halo, d in differences.items()}
-    return {"contig": contig, "windows": firsts, "length": window, "against": WIDE, "nats": found}
+    return {"contig": contig, "windows": firsts, "length": length, "against": wide, "nats": found}
+
+
+def strand_error(model: MaskedLM, store: GenomeStore, contig: str) -> float:
+    """Largest difference between logits of 2,000 bases, 15 % hidden, and those of their reverse complement, float64."""
+    middle = store.contig(contig).length // 2
+    tokens = torch.from_numpy(store.tokens(contig, middle - 1000, middle + 1000).astype(np.int64))[None]
+    tokens[torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.15] = MASK
+    turned = torch.tensor(COMPLEMENT)[tokens.flip(1)]
+    with torch.no_grad():
+        logits, other = (model.double().cpu()(text) for text in (tokens, turned))
+    return float((other.flip(1)[..., COMPLEMENT] - logits).abs().max())
+
+
+def check(model_dir: Path, config: TrainConfig, json_path: Path, commit: str | None, options: dict[str, Any]) -> None:
+    """Add to a JSON how far halo and strand move the scores of a model."""
+    device = choose_device(config.trainer.accelerator)
+    loaded, store = load_model(model_dir, str(device)), open_store(config.data)
+    contig = loaded.splits.test[-1].contig
+    found = {"halo": halo_errors(loaded.masked, store, contig, **options)}
+    found |= {"strand_float64": strand_error(loaded.masked, store, contig)}
+    result = json.loads(json_path.read_text())
+    write_json(json_path, result | {"checks": found | {"commit": commit, "hardware": describe_hardware(device)}})
+    print(json.dumps(found, indent=1))
 
 
 def measure(
@@ -158,6 +192,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder of the training runs (runs/masked-<commit>)")
     parser.add_argument("--json", type=Path, help="the result")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print the table of a result, and stop")
+    parser.add_argument("--check", type=Path, metavar="MODEL", help="model folder to check, and stop")
+    parser.add_argument("--length", type=int, default=WindowsConfig.length, help="of windows, in a check")
+    parser.add_argument("--halos", default=",".join(map(str, HALOS)), help="in a check")
+    parser.add_argument("--wide", type=int, default=WIDE, help="the halo that others are compared with, in a check")
+    parser.add_argument("--windows", type=int, default=4, help="in a check")
+    parser.add_argument("--device", help="instead of the recipe's accelerator, in a check")
     parser.add_argument("--variants", default="symmetric,post_hoc")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--time-limit", type=float, default=570.0, metavar="SECONDS")
@@ -172,6 +212,13 @@ def main() -> None:
     if arguments.steps:
         config = replace(config, trainer=replace(config.trainer, max_steps=arguments.steps))
     commit = measured_commit(arguments.commit, True)
+    if arguments.check:
+        options = {"length": arguments.length, "wide": arguments.wide, "windows": arguments.windows}
+        options |= {"halos": [int(halo) for halo in arguments.halos.split(",")]}
+        device = arguments.device or config.trainer.accelerator
+        config = replace(config, trainer=replace(config.trainer, accelerator=device))
+        check(arguments.check, config, arguments.json, commit, options)
+        return
     runs = arguments.runs or Path("runs") / f"masked-{commit}"
     variants = arguments.variants.split(",")
     whole = run(config, variants, runs, arguments.json, commit, arguments.time_limit)

@@ -35,5 +35,12 @@ def test_variants_are_measured_once_and_gone_on_with(tiny, tmp_path, monkeypatch
     assert f"| {test['bits']['model']:.4f} | {test['accuracy']['model']:.4f} |" in lines[3]
     assert f"| {test['bits']['one strand']:.4f} |" in lines[3]
     assert not masked.run(config, ["one_way"], *where, 1.0)  # the time is up
+    folder = tmp_path / "runs" / "symmetric" / "model"
+    options = {"length": 500, "wide": 2000, "halos": [0, 200], "windows": 2}
+    masked.check(folder, config, where[1], where[2], options)
+    checks = json.loads(where[1].read_text())["checks"]
+    assert checks["strand_float64"] < 1e-10
+    assert checks["halo"]["windows"] == [500, 2500]
+    assert checks["halo"]["nats"]["200"]["max"] < checks["halo"]["nats"]["0"]["max"]
     with pytest.raises(KeyError):
         masked.recipe_of(config, "another", 1.0)
