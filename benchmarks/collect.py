@@ -16,7 +16,7 @@ import yaml
 from domains.folder import RunFolder
 from domains.runlog import read_metrics
 
-CURVE = ("train/bits_per_base", "validation/bits_per_base", "train/bases_per_second", "train/bases")
+MEASURES = {"bits_per_base": "bases", "bits_per_sample": "samples", "loss": "samples"}  # what is learned, per what
 POINTS = 100  # of the training curve; every validation is kept
 
 
@@ -25,9 +25,12 @@ def collect(run_dir: Path, evaluation: Path | None, commit: str | None) -> dict[
     run = RunFolder.open(run_dir)
     info = run.info()
     rows = read_metrics(run.metrics_path)
-    step = max(1, sum("train/bits_per_base" in row for row in rows) // POINTS)
-    training = [row for row in rows if "train/bits_per_base" in row][step - 1 :: step]
-    validation = [row for row in rows if "validation/bits_per_base" in row]
+    measure = next(name for name in MEASURES if any(f"train/{name}" in row for row in rows))
+    unit = MEASURES[measure]
+    shown = (f"train/{measure}", f"validation/{measure}", f"train/{unit}_per_second", f"train/{unit}")
+    training = [row for row in rows if shown[0] in row]
+    training = training[max(1, len(training) // POINTS) - 1 :: max(1, len(training) // POINTS)]
+    validation = [row for row in rows if shown[1] in row]
     curve = sorted(training + validation, key=lambda row: row["step"])
     sessions = info["sessions"]
     return {
@@ -38,7 +41,7 @@ def collect(run_dir: Path, evaluation: Path | None, commit: str | None) -> dict[
         "ended": info["ended"],
         "config": yaml.safe_load(run.config_path.read_text()),
         "curve": [
-            {"step": row["step"]} | {name: round(row[name], 5) for name in CURVE if name in row} for row in curve
+            {"step": row["step"]} | {name: round(row[name], 5) for name in shown if name in row} for row in curve
         ],
         "metrics": json.loads((run.model / "metrics.json").read_text()),
         "evaluation": None if evaluation is None else json.loads(evaluation.read_text()),
