@@ -8,8 +8,8 @@
 Drums: one fold for each kit, which is tested on by models that were trained on all others (the smallest other one
 watches their training). Dialogue, whose 71 levels are many, wants the one split of its recipe: --folds 1.
 
-Every fold of every recipe and seed is a training run of its own in a process beside others, for models this small leave
-a GPU idle; each is evaluated beside its baselines, which learn from the same clips. Then folds are pooled: scores of
+Every fold of every recipe and seed is a training run of its own in a process beside others on all GPUs, for models this
+small leave a GPU idle; each is evaluated beside its baselines, which learn from the same clips. Then folds are pooled: scores of
 each seed over all clips, their mean, and a paired bootstrap over clips and groups against the baselines and between the
 recipes. The recipes' data.store is read; PyTorch, torchaudio, Lightning and scikit-learn are needed. Progress goes to
 standard output as lines of JSON. Stopped, the same command goes on with what is missing.
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.kernels import measured_commit
 from domains.audio.config import EvaluateConfig, TrainConfig
@@ -37,7 +38,7 @@ from domains.audio.pooled import Pooled, pool
 from domains.audio.splits import leave_one_group_out
 from domains.audio.store import AudioStore, open_store
 from domains.folder import read_json, write_json
-from domains.hardware import choose_device, describe_hardware, describe_versions
+from domains.hardware import choose_device
 from domains.settings import flatten, from_dict, read_yaml, to_dict
 
 RESULT = "evaluation.json"
@@ -81,6 +82,12 @@ def _folds(config: TrainConfig, folds: str) -> Iterator[tuple[str, Any]]:
         yield group, replace(config.data, test=[group], validation=[smallest])
 
 
+def take_gpu(numbers: "multiprocessing.Queue[int]") -> None:
+    """Make the GPU of the next number the only one that this process sees; of none there is none to take."""
+    if (number := numbers.get()) >= 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
+
+
 def run(job: Job, device: str) -> dict[str, Any]:
     """Train, or go on training, and evaluate; what is done already is left as it is."""
     from domains.audio.evaluate import evaluate
@@ -98,17 +105,21 @@ def run(job: Job, device: str) -> dict[str, Any]:
 
 
 def run_all(jobs: Sequence[Job], processes: int, device: str, deadline: float) -> bool:
-    """Run what has no result yet, the first job alone (it compiles kernels for the others); False if time was up."""
+    """Run what has no result yet, on all GPUs that there are; False if the time was up before all had begun."""
     missing = [job for job in jobs if not job.result.exists()]
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool_of:
+    context = multiprocessing.get_context("spawn")
+    numbers: multiprocessing.Queue[int] = context.Queue()
+    gpus = torch.cuda.device_count() if device == "gpu" else 0
+    for process in range(processes):
+        numbers.put(process % gpus if gpus else -1)
+    done = len(jobs) - len(missing)
+    with ProcessPoolExecutor(processes, context, take_gpu, (numbers,)) as workers:
         waiting: dict[Future[dict[str, Any]], Job] = {}
-        done = len(jobs) - len(missing)
         while missing or waiting:
-            room = processes if done or waiting else 1
-            while missing and len(waiting) < room and time.monotonic() < deadline:
+            while missing and len(waiting) < processes and time.monotonic() < deadline:
                 job = missing.pop(0)
-                waiting[pool_of.submit(run, job, device)] = job
+                waiting[workers.submit(run, job, device)] = job
             if not waiting:
                 return False
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -116,6 +127,13 @@ def run_all(jobs: Sequence[Job], processes: int, device: str, deadline: float) -
                 told = {"recipe": job.recipe, "fold": job.fold, "seed": job.seed, **future.result()}
                 print(json.dumps(told | {"done": done, "of": len(jobs)}), flush=True)
     return True
+
+
+def trained_on(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Hardware and versions of the trainings, which may have run elsewhere."""
+    found: dict[str, Any] = {"hardware": read_json(jobs[0].result)["hardware"]}
+    records = [job.folder / "run.json" for job in jobs if (job.folder / "run.json").exists()]
+    return found | ({"versions": read_json(records[0])["sessions"][-1]["versions"]} if records else {})
 
 
 def collect(jobs: Sequence[Job], resamples: int) -> dict[str, Pooled]:
@@ -194,7 +212,7 @@ def main() -> int:
         return 0
     if not (arguments.recipe and arguments.json):
         parser.error("--recipe and --json are needed")
-    deadline, started = time.monotonic() + arguments.time_limit, time.monotonic()
+    deadline = time.monotonic() + arguments.time_limit
     recipes = {}
     for given in arguments.recipe:
         name, _, path = given.partition("=")
@@ -213,10 +231,7 @@ def main() -> int:
     found = collect(jobs, arguments.resamples)
     result = {
         "commit": commit,
-        "hardware": describe_hardware(device),
-        "versions": describe_versions(),
-        "seconds": round(time.monotonic() - started, 1),
-        "processes": arguments.processes,
+        **trained_on(jobs),
         "folds": arguments.folds,
         "settings": {name: flatten(to_dict(config)) for name, config in recipes.items()},
         "recipes": {name: pooled.to_dict() for name, pooled in found.items()},

@@ -9,7 +9,6 @@ import torch
 
 from domains.audio.config import AugmentConfig, DataConfig, TrainConfig
 from domains.audio.data import TrainClips, ValidationClips
-from domains.audio.models.generator import Generator
 from domains.audio.module import ClassifyTask, GenerateTask, make_task
 from domains.audio.store import AudioStore
 from domains.audio.trained import CLASSIFY, GENERATE, SPECTROGRAM, Sound, build_model
@@ -129,25 +128,6 @@ def test_a_clip_that_sounds_along_shares_the_label(arrow: AudioStore) -> None:
     assert not torch.equal(plain["inputs"], batch["inputs"])
     level = [float(x[real >= 0].square().mean()) for x, real in zip(batch["inputs"], batch["seq_idx"], strict=True)]
     assert np.mean(level) == pytest.approx(10**-2.5, rel=0.25)
-
-
-def test_the_front_that_begins_as_bands_hears_pitch_at_once() -> None:
-    """Untrained, each of its outputs answers loudest to the tones of its own band, lower bands first."""
-    config = small_config(CLASSIFY)
-    config.task.classifier.front.bands = True
-    config.task.classifier.front.kernels = [400, 16]
-    config.task.classifier.front.strides = [16, 8]
-    config.task.classifier.front.width = 16
-    model = build_model(config, Sound(CLASSIFY, 16000, LABELS, None))
-    assert not isinstance(model, Generator)
-    weight = model.front.convolutions[0].weight[:, 0].double()  # type: ignore[union-attr, index, operator]
-    t = torch.arange(400, dtype=torch.float64) / 16000
-    tones = torch.stack([torch.exp(2j * torch.pi * f * t) for f in (80, 300, 900, 2500, 6000)])
-    answers = (tones @ weight.T.to(tones.dtype)).abs()
-    loudest = answers.argmax(1) // 2
-    assert loudest.tolist() == sorted(loudest.tolist())
-    assert len(set(loudest.tolist())) == 5
-    assert (answers.amax(1) > 0.5).all()
 
 
 def test_settings_that_make_no_sense() -> None:

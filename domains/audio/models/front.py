@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +9,6 @@ from torch import Tensor, nn
 
 from mamba_core.blocks import RMSNorm
 from mamba_core.mixers.base import check_sizes
-
-_FAINT = 1e-3  # amplitude, -60 dB of full scale
-_MEL_BREAK = 700 / 16000  # of the mel scale, in periods a sample
 
 
 @dataclass
@@ -22,17 +18,10 @@ class FrontConfig:
     strides: list[int] = field(default_factory=lambda: [8, 4])
     kernels: list[int] = field(default_factory=lambda: [32, 12])
     width: int = 64  # channels between convolutions; the last gives the backbone's
-    bands: bool = (
-        False  # the first convolution begins as band-passes, compressed as loudness is heard; few clips need it
-    )
 
 
 class Front(nn.Module):
     """Convolution, norm, gelu; again. Frame number j sees samples up to the end of block number j.
-
-    With ``config.bands`` the first convolution begins as a bank of windowed sinusoids (as in SincNet, arXiv:1808.00158,
-    and LEAF, arXiv:2101.08596), and a logarithm takes the place of its norm: how loud a band is is kept, not only which
-    is the loudest.
 
     Attributes:
         stride: samples of a block.
@@ -50,10 +39,6 @@ class Front(nn.Module):
             nn.Conv1d(widths[i], widths[i + 1], kernels[i], strides[i]) for i in range(len(strides))
         )
         self.norms = nn.ModuleList(RMSNorm(width, norm_eps) for width in widths[1:])
-        if config.bands:
-            self.norms[0] = Compress()
-            with torch.no_grad():
-                cast(nn.Conv1d, self.convolutions[0]).weight.copy_(bands(widths[1], kernels[0])[:, None])
         self.strides = list(strides)
         self.stride = math.prod(strides)
         self.tails = [(k - s, width) for k, s, width in zip(kernels, strides, widths, strict=False)]
@@ -79,28 +64,3 @@ class Front(nn.Module):
                 y = conv(seen.transpose(1, 2)).transpose(1, 2)
             x, inputs = F.gelu(norm(y)), inputs // self.strides[i]
         return x, after
-
-
-class Compress(nn.Module):
-    """asinh of x over what is hardly heard: linear there, the logarithm above, with the sign of x."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(...) -> (...)."""
-        return torch.asinh(x / _FAINT)
-
-
-def bands(count: int, length: int) -> Tensor:
-    """Cosines and sines by turns, of unit gain: float32 (count, length).
-
-    From one period in ``length`` to 0.45 of the rate, evenly on the mel scale at 16 kHz. Each is under a Hann window
-    at its end, short enough to hear as far as the next band: the higher, the wider and the sooner.
-    """
-    low, high = (math.log1p(f / _MEL_BREAK) for f in (1 / length, 0.45))
-    pairs = -(-count // 2)
-    rates = _MEL_BREAK * torch.expm1(torch.linspace(low, high, pairs + 1, dtype=torch.float64, device="cpu"))
-    lasts = (2 / rates.diff()).clamp(max=length)[:, None]  # samples
-    time = torch.arange(length, dtype=torch.float64, device="cpu") - (length - (lasts + 1) / 2)
-    window = torch.where(time.abs() < lasts / 2, 1 + (2 * math.pi * time / lasts).cos(), 0.0)
-    phase = 2 * math.pi * rates[:-1, None] * time
-    waves = torch.stack([phase.cos(), phase.sin()], dim=1) * (2 / window.sum(1, keepdim=True) * window)[:, None]
-    return waves.flatten(0, 1)[:count].float()
