@@ -1,4 +1,4 @@
-"""Clips named by models that never heard their group: folds and seeds trained side by side on one GPU, and pooled.
+"""Clips named by models that never heard their group: folds and seeds trained side by side, and pooled.
 
     python -m pipelines.audio train experiment=drums data.store=<store> run.export=drums.yaml
     python -m pipelines.audio train experiment=drums_spectrogram data.store=<store> run.export=spectrogram.yaml
@@ -8,11 +8,11 @@
 Drums: one fold for each kit, which is tested on by models that were trained on all others (the smallest other one
 watches their training). Dialogue, whose 71 levels are many, wants the one split of its recipe: --folds 1.
 
-Every fold of every recipe and seed is a training run of its own in a process beside others on all GPUs, for models this
-small leave a GPU idle; each is evaluated beside its baselines, which learn from the same clips. Then folds are pooled: scores of
-each seed over all clips, their mean, and a paired bootstrap over clips and groups against the baselines and between the
-recipes. The recipes' data.store is read; PyTorch, torchaudio, Lightning and scikit-learn are needed. Progress goes to
-standard output as lines of JSON. Stopped, the same command goes on with what is missing.
+Every fold of every recipe and seed is a training run of its own in a process beside others, on all GPUs that there are,
+for so small ones leave one idle; each is evaluated beside its baselines, which learn from the same clips. Then folds
+are pooled: scores of each seed over all clips, their mean, and a paired bootstrap over clips and groups against the
+baselines and between the recipes. The recipes' data.store is read; PyTorch, torchaudio, Lightning and scikit-learn are
+needed. Progress goes to standard output as lines of JSON. Stopped, the same command goes on with what is missing.
 """
 
 import argparse
@@ -38,7 +38,6 @@ from domains.audio.pooled import Pooled, pool
 from domains.audio.splits import leave_one_group_out
 from domains.audio.store import AudioStore, open_store
 from domains.folder import read_json, write_json
-from domains.hardware import choose_device
 from domains.settings import flatten, from_dict, read_yaml, to_dict
 
 RESULT = "evaluation.json"
@@ -88,7 +87,7 @@ def take_gpu(numbers: "multiprocessing.Queue[int]") -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
 
 
-def run(job: Job, device: str) -> dict[str, Any]:
+def run(job: Job) -> dict[str, Any]:
     """Train, or go on training, and evaluate; what is done already is left as it is."""
     from domains.audio.evaluate import evaluate
     from domains.audio.train import train
@@ -97,20 +96,22 @@ def run(job: Job, device: str) -> dict[str, Any]:
     train(job.config, job.folder, resume=(job.folder / "run.json").exists(), progress=False)
     trained = time.perf_counter() - started
     store = AudioStore.open(job.config.data.store)
-    found = evaluate(job.folder / "model", store, EvaluateConfig(), device=device, progress=False)
+    found = evaluate(
+        job.folder / "model", store, EvaluateConfig(), device=job.config.trainer.accelerator, progress=False
+    )
     found.save(job.result)
     scores = found.to_dict()["methods"]
     shown = {name: round(score["balanced_accuracy"], 3) for name, score in scores.items()}
     return {"seconds": round(trained, 1), "balanced_accuracy": shown}
 
 
-def run_all(jobs: Sequence[Job], processes: int, device: str, deadline: float) -> bool:
+def run_all(jobs: Sequence[Job], processes: int, deadline: float) -> bool:
     """Run what has no result yet, on all GPUs that there are; False if the time was up before all had begun."""
     missing = [job for job in jobs if not job.result.exists()]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     numbers: multiprocessing.Queue[int] = context.Queue()
-    gpus = torch.cuda.device_count() if device == "gpu" else 0
+    gpus = 0 if jobs[0].config.trainer.accelerator == "cpu" else torch.cuda.device_count()
     for process in range(processes):
         numbers.put(process % gpus if gpus else -1)
     done = len(jobs) - len(missing)
@@ -119,7 +120,7 @@ def run_all(jobs: Sequence[Job], processes: int, device: str, deadline: float) -
         while missing or waiting:
             while missing and len(waiting) < processes and time.monotonic() < deadline:
                 job = missing.pop(0)
-                waiting[workers.submit(run, job, device)] = job
+                waiting[workers.submit(run, job)] = job
             if not waiting:
                 return False
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -221,11 +222,9 @@ def main() -> int:
             config = replace(config, trainer=replace(config.trainer, max_steps=arguments.steps))
         recipes[name] = replace(config, data=replace(config.data, workers=0))
     commit = measured_commit(arguments.commit, True)
-    device = choose_device(next(iter(recipes.values())).trainer.accelerator)
     runs = arguments.runs or Path("runs") / f"naming-{commit}"
     jobs = make_jobs(recipes, arguments.folds, list(map(int, arguments.seeds.split(","))), runs)
-    word = "gpu" if device.type == "cuda" else "cpu"
-    if not run_all(jobs, arguments.processes, word, deadline):
+    if not run_all(jobs, arguments.processes, deadline):
         print("the time was up; the same command goes on", flush=True)
         return 1
     found = collect(jobs, arguments.resamples)

@@ -50,7 +50,7 @@ def test_what_is_done_is_left_alone_and_pooled(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(naming, "run", never)
     jobs = results(tmp_path)
-    assert run_all(jobs, 2, "cpu", deadline=0.0)
+    assert run_all(jobs, 2, deadline=0.0)
     found = collect(jobs, 50)
     assert found["raw"].balanced_accuracy == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert found["other"].balanced_accuracy == 0.5
@@ -64,5 +64,5 @@ def test_what_is_done_is_left_alone_and_pooled(tmp_path: Path, monkeypatch: pyte
 
 def test_nothing_starts_when_the_time_is_up(tmp_path: Path) -> None:
     job = Job("raw", "x", 0, TrainConfig(), tmp_path / "none")
-    assert not run_all([job], 1, "cpu", deadline=0.0)
+    assert not run_all([job], 1, deadline=0.0)
     assert not job.folder.exists()
