@@ -133,7 +133,7 @@ def main() -> None:
         rows.append(run(size, device, arguments.seconds))
         print(json.dumps(rows[-1], indent=1), flush=True)
     if arguments.json:
-        about = {"commit": commit, **describe_hardware(device), **describe_versions()}
+        about = {"commit": commit, "hardware": describe_hardware(device), "versions": describe_versions()}
         arguments.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
