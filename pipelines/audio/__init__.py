@@ -23,6 +23,7 @@ AUDIO = Domain(
         "dialogue",
         "drums",
         "drums_spectrogram",
+        "drums_stream",
         "music_8k",
         "music_65k",
         "music_524k",
@@ -81,8 +82,8 @@ AUDIO = Domain(
                 ("trainer.segment_length", "train longer windows exactly, with the memory of so many samples (whole)"),
                 (
                     "experiment",
-                    "a complete recipe: audio_demo, drums, drums_spectrogram, dialogue, prompts, music_8k, music_65k, "
-                    "music_524k or music_1m",
+                    "a complete recipe: audio_demo, drums, drums_spectrogram, drums_stream, dialogue, prompts, "
+                    "music_8k, music_65k, music_524k or music_1m",
                 ),
                 ("run.dir", "run folder (runs/audio-<date>-<time>); run.overwrite=true replaces a run there"),
                 ("run.export", "write the settings to this YAML file, for a machine without Hydra, and train nothing"),
@@ -131,7 +132,7 @@ AUDIO = Domain(
             "named at its end. Writes tables with file, start, end, label and score. Files that cannot be used are "
             "kept aside with a reason (rejects.csv). Recordings that are done are skipped, so the same line goes on "
             "after an interruption, and with what has come since. A model in both directions, or of spectrograms, "
-            "names whole clips.",
+            "names whole clips; train one for streams with task.classifier.bidirectional=false.",
             options=(
                 _MODEL,
                 ("data.root", "folder of recordings, or a file"),
@@ -147,7 +148,7 @@ AUDIO = Domain(
                 ("streams", "recordings side by side (16); changes speed, not the result"),
                 _DEVICE,
             ),
-            examples=("predict model=runs/drums/model data.root=incoming/ out=labels/",),
+            examples=("predict model=runs/drums_stream/model data.root=incoming/ out=labels/",),
             schema=f"{_HERE}.roots:PredictRoot",
             run=f"{_HERE}.commands:predict",
         ),

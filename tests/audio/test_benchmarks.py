@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import music, pace, prompts
+from benchmarks import hits, music, pace, prompts
 from domains.audio.bits import sample_bits
 from domains.audio.config import TrainConfig
 from domains.audio.trained import load_model
 from domains.config import TrainerConfig
-from tests.audio.models import RATE, settings
+from tests.audio.models import LABELS, RATE, save, settings
 from tests.audio.sounds import noise, store_of, tone, write
 
 COMMIT = "a" * 40
@@ -104,3 +104,22 @@ def test_what_is_counted_of_a_sound() -> None:
     assert hiss["centre_hz"] == pytest.approx(4000, abs=300)
     assert hiss["rms_db"] == pytest.approx(-20, abs=0.1)
     assert prompts.describe(np.zeros(rate), rate)["quiet"] == 1.0
+
+
+def test_hits_in_a_recording_are_counted(tmp_path: Path) -> None:
+    for i in range(9):
+        write(tmp_path / "clips" / LABELS[i % 3] / f"g{i // 3}" / "a.wav", noise(0.2, i, 0.1, RATE), RATE)
+    store = store_of(tmp_path, rate=RATE)
+    model = save(tmp_path / "model", "classify")
+    for case in ("silence", "stereo"):
+        found = hits.listen(model, store, list(range(9)), case, "cpu")
+        assert (found["hits"], found["found"], found["extra"]) == (9, 9, 0)
+        assert 0 <= found["onset_error_ms"] < 10  # sounds begin by frames of 10 ms
+    rows = [{"start": "0.500", "label": "bell"}, {"start": "2.000", "label": "drum"}]
+    counted = hits.counted(store, [0, 3], [0.51, 1.0], rows)  # a bell found late, a drum missed, a sound at no hit
+    assert counted == {
+        **{"found": 1, "extra": 1, "onset_error_ms": 10.0},
+        **{"accuracy": 0.5, "balanced_accuracy": 0.5},
+    }
+    assert hits.counted(store, [0], [0.5], [])["found"] == 0
+    assert hits.onset(np.concatenate([np.zeros(85), np.full(100, 0.5)]), RATE, -50.0) == pytest.approx(0.02)

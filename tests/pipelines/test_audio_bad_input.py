@@ -138,7 +138,10 @@ def test_rows_without_files_are_kept_aside(audio: Cli, here: Path) -> None:
         (("train", *SMALL, "data.root=mess", "data.test=[kit9]"), "data.test: mess has no clip 'kit9'"),
         (("train", *SMALL, "data.store=nothing"), "nothing: is no store of clips (meta.json is missing)"),
         (("train", *SMALL, "data.root=mess", "data.augment.speed=2"), "data.augment.speed=2.0: must be at most"),
-        (("train", *SMALL, "data.root=mess", "task.classifier.front.strides=[8,0]"), "front.strides=0: must be at least 1"),
+        (
+            ("train", *SMALL, "data.root=mess", "task.classifier.front.strides=[8,0]"),
+            "front.strides=0: must be at least 1",
+        ),
         (("evaluate", "model=nowhere"), "nowhere: no such model folder"),
     ],
 )
