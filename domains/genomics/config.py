@@ -75,6 +75,7 @@ class EvaluateConfig:
     mask_fraction: float | None = None  # of a masked model: how many bases are hidden; None: as many as in training
     windows: WindowsConfig = field(default_factory=WindowsConfig)  # of a masked model
     locus: str = ""  # of annotation models, contig:start-end (0-based) to draw; empty: one amid the test regions
+    baselines: bool = True  # of annotation models: also fit and score what they must beat
 
 
 @dataclass

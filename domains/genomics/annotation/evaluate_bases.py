@@ -181,7 +181,7 @@ def evaluate_bases(
     seconds = time.perf_counter() - started
     halves = tile(regions, store, _LONGEST, halo_of(_LONGEST))
     train, validation = _stretches(loaded, store, labels)
-    for order in ORDERS:
+    for order in ORDERS if config.baselines else ():
         model = CodonModel(store, labels, train, validation, order)
         said[model.name] = _read(regions, store, ((one, p, None) for one, p in model.class_probabilities(halves)))
     of_train = np.concatenate([CLASS_OF_STATE[labels.states[start:stop]] for start, stop in train])

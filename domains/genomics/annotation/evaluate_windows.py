@@ -80,6 +80,7 @@ class WindowEvaluation:
         locus: what the model says along a stretch of the test contigs.
         what: the windows in words.
         facts: genome, annotation, model, settings and hardware, as plain values.
+        windows: the test windows. said: probabilities by method, (n,) each; neither is written.
     """
 
     methods: list[Method]
@@ -89,6 +90,8 @@ class WindowEvaluation:
     locus: Locus
     what: str
     facts: dict[str, Any]
+    windows: LabelledWindows
+    said: dict[str, np.ndarray]
 
     @property
     def contig_score(self) -> str:
@@ -161,7 +164,9 @@ def evaluate_windows(
     started = time.perf_counter()
     said = {MODEL: window_probabilities(loaded, store, test.starts, progress=progress)}
     seconds = time.perf_counter() - started
-    for baseline in fit_baselines(store, windows.train, windows.validation, (lead, length) if lead else None):
+    around = (lead, length) if lead else None
+    fitted = fit_baselines(store, windows.train, windows.validation, around) if config.baselines else ()
+    for baseline in fitted:
         said[baseline.name] = baseline.predict(test)
     words = TrainingWords(store, windows.train, lead, length)
     apart = words.containment(test) < NEAR
@@ -182,6 +187,8 @@ def evaluate_windows(
         locus=_locus(loaded, store, table, config),
         what=_what(loaded, windows, test, store),
         facts=facts(loaded, store, table, hardware, seconds) | {"train_windows": len(windows.train)},
+        windows=test,
+        said=said,
     )
 
 
