@@ -42,16 +42,16 @@ SPLITS = {"test": ["chr20", "chr21", "chr22", "chr23"], "validation": ["chr19"]}
 FRACTIONS = (1.0, 0.1, 0.01)
 WINDOWS: dict[str, Any] = {"window": 200, "min_overlap": 1.0, "negatives": "balanced", "validation_tokens": 10**7}
 RECIPES: dict[str, dict[str, Any]] = {  # task, data, and steps by share of the labels
-    "windows": {"kind": "classify", "data": WINDOWS | {"tokens_per_step": 51_200}, "steps": (1200, 400, 150)},
+    "windows": {"kind": "classify", "data": WINDOWS | {"tokens_per_step": 51_200}, "steps": (800, 300, 120)},
     "bases": {
         "kind": "segment",
         "data": {"window": 8192, "tokens_per_step": 65_536, "validation_tokens": 10**6},
-        "steps": (1000, 400, 150),
+        "steps": (800, 300, 120),
     },
     "context": {
         "kind": "classify",
         "data": WINDOWS | {"context": 2000, "tokens_per_step": 256_000},
-        "steps": (600, 250, 100),
+        "steps": (400, 150, 60),
     },
 }
 RATES = {True: 1e-3, False: 3e-3}  # learning rate from a pre-trained model, and from scratch
