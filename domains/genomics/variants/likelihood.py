@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from domains.genomics.config import ScoreConfig
+from domains.genomics.masked import true_log_probs
 from domains.genomics.module import base_log_probs
-from domains.genomics.tokens import BASES, BOS, N
+from domains.genomics.tokens import BOS, N
 from domains.genomics.variants.haplotypes import Place, Windows, make_windows
 from domains.genomics.variants.masked import check_finite, masked_ratios
 from domains.hardware import full_precision
@@ -113,12 +114,9 @@ def _read_contexts(model: CausalLM, before: Tensor, lengths: Tensor, chunk: int)
 def _read_branches(model: CausalLM, after: Tensor, last: Tensor, state: State, chunk: int) -> Tensor:
     """Log-probabilities of tokens ``after`` (b, l), the first of which follows ``last`` (b,): float32 (b, l)."""
     inputs = torch.cat([last[:, None], after[:, :-1]], dim=1).int()
-    known = (after >= BASES.start) & (after < BASES.stop)
-    column = (after.long() - BASES.start).masked_fill(~known, 0)
+    length = max(1, chunk // len(after))
     found = []
-    for piece, wanted in zip(
-        inputs.split(max(1, chunk // len(after)), dim=1), column.split(max(1, chunk // len(after)), dim=1), strict=True
-    ):
+    for piece, wanted in zip(inputs.split(length, dim=1), after.split(length, dim=1), strict=True):
         logits, state = model(piece, state)
-        found.append(base_log_probs(logits).gather(-1, wanted[..., None]).squeeze(-1))
-    return torch.cat(found, dim=1).masked_fill(~known, torch.nan)
+        found.append(true_log_probs(base_log_probs(logits), wanted))
+    return torch.cat(found, dim=1)
