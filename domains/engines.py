@@ -80,7 +80,11 @@ def run_local(
     Yields:
         job and what ``work`` made of it, in the order in which they end.
     """
-    threads = 1 if device != "cpu" else min(processors(), _THREADS, max(1, len(jobs)))
+    threads = 1 if device != "cpu" else min(processors(), _THREADS, len(jobs))
+    if threads <= 1:  # in the thread that signals interrupt
+        with one_torch_thread():
+            yield from ((job, work(job)) for job in jobs)
+        return
     with one_torch_thread(), ThreadPoolExecutor(threads) as pool:
         futures: dict[Future[Done], Job] = {pool.submit(work, job): job for job in jobs}
         try:

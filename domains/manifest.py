@@ -6,6 +6,7 @@ one that was damaged since is made again. One process at a time writes into a fo
 was split into shards (domains.shards).
 """
 
+import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from domains.shards import Shard
 
 MANIFEST = "manifest.json"
 PROGRESS = ".progress"
+_WHOLE = "whole"
 _SHARD = re.compile(r"manifest\.\d+-of-\d+\.json")
 
 
@@ -62,15 +64,14 @@ class Manifest:
         self.parts: dict[str, dict[str, Any]] = table[plan.parts]
         self.others = others
         self._table = table
-        self._key = plan.parts
 
-    def is_done(self, part: str) -> bool:
-        """Whether all files of a part are what the manifest says; when they cannot be read, they are not."""
+    def is_done(self, part: str, kinds: Sequence[str] = ()) -> bool:
+        """Whether a part has these kinds of files, and all its files are what the manifest says.
+
+        When they cannot be read, they are not.
+        """
         entry = self.parts.get(part) or self.others.get(part)
-        try:
-            return entry is not None and all(_stamp(self.out / name) == stamp for name, stamp in entry["files"].items())
-        except OSError:
-            return False
+        return entry is not None and all(kind in entry for kind in kinds) and self._are(entry["files"])
 
     def record(self, part: str, files: Mapping[str, str], facts: Mapping[str, Any]) -> None:
         """Note that a part is done.
@@ -87,11 +88,21 @@ class Manifest:
         self.parts[part] = dict(entry)
         write_json(self.path, self._table)
 
-    def note(self, key: str, value: Any) -> None:
-        """Say something more about all of the results; a plain value, None to take it back."""
-        if self._table.get(key) != value:
-            self._table = {k: v for k, v in self._table.items() if k != key} | ({} if value is None else {key: value})
-            write_json(self.path, self._table)
+    def has_whole(self, file: str) -> bool:
+        """Whether a file that is made of all parts is there, and what the manifest says."""
+        whole = self._table.get(_WHOLE, {})
+        return file in whole and self._are({file: {key: whole[file][key] for key in ("bytes", "sha256")}})
+
+    def record_whole(self, file: str, facts: Mapping[str, Any]) -> None:
+        """Note that a file was made of all parts; ``facts`` are what else there is to say about it, plain values."""
+        self._table.setdefault(_WHOLE, {})[file] = {**_stamp(self.out / file), **facts}
+        write_json(self.path, self._table)
+
+    def _are(self, stamps: Mapping[str, Mapping[str, Any]]) -> bool:
+        try:
+            return all(_stamp(self.out / name) == stamp for name, stamp in stamps.items())
+        except OSError:
+            return False
 
     @property
     def progress(self) -> Path:
@@ -112,9 +123,9 @@ class Manifest:
         if self.path.name != MANIFEST or not all(part in self.parts for part in order):
             return False
         done = {part: self.parts[part] for part in order}
-        if list(done) != list(self.parts) or not self.path.exists():
-            self.parts.clear()
-            self.parts.update(done)
+        self.parts.clear()
+        self.parts.update(done)
+        if not self.path.exists() or json.dumps(read_json(self.path)) != json.dumps(self._table):
             write_json(self.path, self._table)
         for path in _shard_manifests(self.out):
             path.unlink(missing_ok=True)
@@ -184,7 +195,7 @@ def _read_or_start(out: Path, plan: Plan, shard: Shard | None, alone: bool) -> M
         if alone and shard is None:
             for leftover in leftovers:
                 leftover.unlink(missing_ok=True)
-        if not started:
+        if not started and (shard is not None or not found):
             write_json(path, table)
     return Manifest(path, table, plan, others)
 

@@ -146,6 +146,17 @@ def test_shards_work_side_by_side_and_the_last_leaves_what_one_process_would(tmp
     assert contents(out) == whole
 
 
+def test_shards_that_look_one_after_the_other_whether_they_were_the_last(tmp_path, whole):
+    out = tmp_path / "out"
+    for index in range(2):
+        with open_manifest(out, PLAN, shard(index)) as manifest:
+            for part in ORDER[2 * index : 2 * index + 2]:
+                record(manifest, part)
+        with open_manifest(out, PLAN) as manifest:
+            assert manifest.close(ORDER) == (index == 1)
+    assert contents(out) == whole
+
+
 def names(folder):
     return {path.name for path in folder.iterdir()}
 
@@ -154,12 +165,28 @@ def test_a_folder_that_is_complete_is_not_written_again(tmp_path, whole):
     path = tmp_path / "whole" / "manifest.json"
     before = path.stat().st_mtime_ns
     with open_manifest(tmp_path / "whole", PLAN) as manifest:
-        manifest.note("tracks", None)
         assert manifest.close(ORDER)
     assert path.stat().st_mtime_ns == before
-    with open_manifest(tmp_path / "whole", PLAN) as manifest:
-        manifest.note("tracks", {"a.bw": 1})
-    assert read_json(path)["tracks"] == {"a.bw": 1}
+
+
+def test_a_file_of_all_parts_is_noted_and_its_damage_noticed(out):
+    with open_manifest(out, PLAN) as manifest:
+        assert not manifest.has_whole("all.txt")
+        (out / "all.txt").write_text("ab")
+        manifest.record_whole("all.txt", {"rows": 8})
+    with open_manifest(out, PLAN) as manifest:
+        assert manifest.has_whole("all.txt")
+        (out / "all.txt").write_text("AB")
+        assert not manifest.has_whole("all.txt")
+        (out / "all.txt").unlink()
+        assert not manifest.has_whole("all.txt")
+    assert read_json(out / "manifest.json")["whole"]["all.txt"]["rows"] == 8
+
+
+def test_a_part_without_a_file_that_is_wanted_is_not_done(out):
+    with open_manifest(out, PLAN) as manifest:
+        assert manifest.is_done("a", ["table"])
+        assert not manifest.is_done("a", ["table", "track"])
 
 
 def test_a_shard_of_another_job_is_refused(out):

@@ -79,13 +79,26 @@ class EvaluateConfig:
 
 
 @dataclass
-class PredictConfig:
+class DivisionConfig:
+    """Who does a batch job. What comes out does not depend on it."""
+
+    engine: str = "local"  # local: threads of this process | ray: actors on a cluster
+    workers: int = 2  # actors of engine=ray
+    shards: int | None = None  # split the job over so many processes ...
+    shard: int | None = None  # ... of which this is one, from 0; None: SLURM_ARRAY_TASK_ID
+
+
+@dataclass
+class PredictConfig(DivisionConfig):
     """Per-base log-likelihood of every contig of a genome."""
 
     both_strands: bool = False
     chunk: int = 16384  # bases per call; does not change the result
     mask_every: int = 8  # of a masked model: each reading hides every so many-th base, so there are so many readings
     windows: WindowsConfig = field(default_factory=WindowsConfig)  # of a masked model
+    tracks: list[str] = field(default_factory=lambda: ["bedgraph"])  # for genome browsers: bedgraph, bigwig
+    block: int | None = None  # cut longer contigs into blocks of so many bases, which do not know of each other
+    warmup: int = 0  # bases read before each block, and before the start of circular contigs
 
 
 @dataclass

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from domains.genomics.module import base_log_probs
-from domains.genomics.tokens import BASES, COMPLEMENT, MASK
+from domains.genomics.module import true_log_probs as true_log_probs
+from domains.genomics.tokens import COMPLEMENT, MASK
 from domains.hardware import full_precision
 from mamba_core import MaskedLM
 
@@ -77,13 +78,6 @@ def masked_log_probs(
         log_probs = hidden_log_probs(model, sequence.expand(count, -1), hidden, both_strands)
         found[own] = log_probs[row, column].cpu().numpy()
     return found
-
-
-def true_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    """Of (..., 4) log-probabilities those of the bases (...,) that stand there; NaN where none of A, C, G, T does."""
-    known = (tokens >= BASES.start) & (tokens < BASES.stop)
-    column = (tokens.long() - BASES.start).masked_fill(~known, 0)
-    return log_probs.gather(-1, column[..., None]).squeeze(-1).masked_fill(~known, torch.nan)
 
 
 def _groups(positions: np.ndarray, spacing: int) -> np.ndarray:

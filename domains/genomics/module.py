@@ -37,6 +37,13 @@ class BaseTask(Task):
         return batch["inputs"].numel(), batch["inputs"].shape[1]
 
 
+def true_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
+    """Of (..., 4) log-probabilities those of the bases (...,) that stand there; NaN where none of A, C, G, T does."""
+    known = (tokens >= BASES.start) & (tokens < BASES.stop)
+    column = (tokens.long() - BASES.start).masked_fill(~known, 0)
+    return log_probs.gather(-1, column[..., None]).squeeze(-1).masked_fill(~known, torch.nan)
+
+
 class CausalTask(BaseTask):
     """Next-base prediction."""
 

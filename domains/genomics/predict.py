@@ -1,32 +1,44 @@
-"""Per-base log-likelihood of whole genomes: a Parquet and a bedGraph file for each contig, written as scores come.
+"""Per-base log-likelihood of whole genomes: a Parquet table and a bedGraph track for each contig, bigWig for them all.
 
-The folder holds ``manifest.json`` (which model, which genome, which contigs are done; see domains.manifest), and for
-each contig ``<contig>.parquet`` and ``<contig>.bedgraph.gz``. Memory is that of one chunk, however long a contig is.
+The folder holds ``manifest.json`` (which model, which genome, which parts are done; see domains.manifest), for each
+part of the genome (domains.genomics.parts) ``<part>.parquet`` and ``<part>.bedgraph.gz``, and ``scores.bw``. Memory is
+that of one chunk, however long a contig is. What is not finished is kept in ``.progress`` with the state behind it, so
+that a job which was killed goes on in the middle of a contig.
 """
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
-from domains.files import atomic_file, file_stem
+from domains.config import MANY, check_range
+from domains.engines import Progress
+from domains.errors import UserError
+from domains.files import atomic_file
 from domains.genomics.config import PredictConfig
 from domains.genomics.evaluate import check_chunk
 from domains.genomics.metrics import BitsPerBase
 from domains.genomics.model import LoadedModel, load_model
+from domains.genomics.part_runner import Run, Work, check_division, run_parts
+from domains.genomics.part_scores import CausalScores
+from domains.genomics.parts import Part, pieces, plan_parts
 from domains.genomics.score_tables import ROWS, ScoreTables
-from domains.genomics.store import Contig, GenomeStore
-from domains.genomics.stream import Scored, stream_log_probs
+from domains.genomics.spool import Spool
+from domains.genomics.store import GenomeStore
+from domains.genomics.tracks import Table, check_bigwig, write_bigwig
 from domains.hardware import choose_device
-from domains.manifest import Manifest, Plan, disk_errors, open_manifest
+from domains.manifest import Manifest, Plan, make_entry
+from domains.shards import Shard
 
-_FORMAT = 2
-_PARQUET, _BEDGRAPH = ".parquet", ".bedgraph.gz"
+TRACKS = ("bedgraph", "bigwig")
+BIGWIG = "scores.bw"
+_FORMAT = 3
+_ENDINGS = {"parquet": ".parquet", "bedgraph": ".bedgraph.gz"}
 
 
 @dataclass(frozen=True)
@@ -34,9 +46,13 @@ class Prediction:
     """What a call of :func:`predict` did.
 
     Attributes:
-        out: the folder. manifest: its manifest.json.
-        written, skipped: contigs scored now, and contigs found done.
-        bits_per_base: over all known bases of the genome; with both strands the mean of the two.
+        out: the folder. manifest: the manifest that this process wrote last.
+        written, skipped: parts scored now, and parts of this process that were found done.
+        missing: parts that are left to other shards; the last of them finishes the folder.
+        shard: of this process; None when it had all parts.
+        bits_per_base: over all known bases of the parts that are done; with both strands the mean of the two.
+        unit: what the parts are: contigs, or parts when contigs are cut or share files.
+        notes: what the user should know, a line each.
     """
 
     out: Path
@@ -44,16 +60,17 @@ class Prediction:
     bits_per_base: float
     written: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    missing: int = 0
+    shard: Shard | None = None
+    unit: str = "contigs"
+    notes: list[str] = field(default_factory=list)
 
-
-class _Job(NamedTuple):
-    """What every contig is scored with."""
-
-    loaded: LoadedModel
-    store: GenomeStore
-    chunk: int
-    both_strands: bool
-    out: Path
+    def summary(self) -> str:
+        """One line, for people."""
+        whose = f"shard {self.shard.index} of {self.shard.count}: " if self.shard else ""
+        before = f", {len(self.skipped)} done before" if self.skipped else ""
+        left = f"; {self.missing} left to other shards" if self.missing else ""
+        return f"{whose}{len(self.written)} {self.unit}{before}{left}; {self.bits_per_base:.4f} bits per base"
 
 
 def predict(
@@ -70,125 +87,183 @@ def predict(
     Columns of the Parquet files: ``contig``, ``position`` (0-based), ``base``, ``log_likelihood`` (nats, null where
     the base is unknown), ``soft_mask`` where the genome has a repeat mask. With ``both_strands`` the log-likelihood is
     the mean of ``log_likelihood_forward`` and ``log_likelihood_reverse``, which stand beside it. bedGraph rows hold the
-    log-likelihood, rounded to 4 decimals, of each known base.
+    log-likelihood, rounded to 4 decimals, of each known base; bigWig holds it unrounded.
 
     Args:
         model_dir: a model folder.
         store: the prepared genome.
-        out: folder of the scores; contigs done there by the same model, of the same genome, are skipped when their
+        out: folder of the scores; parts done there by the same model, of the same genome, are skipped when their
             files are what the manifest says.
-        config: settings; ``chunk`` changes no score by more than 1e-5.
+        config: settings; ``chunk`` changes no score by more than 1e-5, and who does the work changes no byte.
 
     Raises:
-        UserError: the folder holds scores of another model, genome or setting, or other files; another process is
-            writing into it; or the disk is full.
+        UserError: a setting makes no sense; the folder holds scores of another model, genome or setting, or other
+            files; another process is writing into it; or the disk is full.
     """
-    check_chunk(config.chunk)
-    loaded = load_model(model_dir, str(choose_device(device)))
-    job = _Job(loaded, store, config.chunk, config.both_strands, Path(out))
-    with open_manifest(job.out, _plan(job)) as manifest:
-        written, skipped = _score_missing(job, manifest, progress)
-    entries = [manifest.parts[contig.name] for contig in store.contigs]
-    scored = sum(entry["scored"] for entry in entries)
-    bits = sum(entry["scored"] * entry["bits_per_base"] for entry in entries if entry["scored"])
-    mean = bits / scored if scored else float("nan")
-    return Prediction(job.out, manifest.path, mean, written, skipped)
-
-
-def _plan(job: _Job) -> Plan:
-    """What scores of this job have in common, so that others are told from them."""
-    store = job.store
-    return Plan(
-        holds="scores",
-        parts="contigs",
-        identity={
-            "format": _FORMAT,
-            "model": job.loaded.hash,
-            "genome": store.fingerprint,
-            "lower_case_bases": sum(contig.lower for contig in store.contigs) if store.has_soft_mask else 0,
-        },
-        settings={"both_strands": job.both_strands},
-        notes={"source": store.source_name, "model_folder": str(job.loaded.path)},
-        endings=(_PARQUET, _BEDGRAPH),
+    check_request(config)
+    if "bigwig" in config.tracks:
+        check_bigwig(store)
+    chosen = str(choose_device(device))
+    loaded = load_model(model_dir, chosen)
+    scoring = PartScoring(loaded, store, Path(out), config)
+    parts = plan_parts(store, config.block)
+    places = loaded.path.resolve(), store.path.resolve(), Path(out).resolve()
+    run = Run(
+        out=Path(out),
+        plan=_plan(loaded, store, config),
+        parts=parts,
+        work=scoring,
+        open_work=partial(open_scoring, places, config, chosen),
+        finish=partial(_finish, store, parts, config),
+        device=chosen,
+        passes=len(scoring.strands),
+        kinds=scoring.kinds,
+    )
+    ran = run_parts(run, config, progress=progress)
+    scored = sum(entry["scored"] for entry in ran.entries.values())
+    bits = sum(entry["scored"] * entry["bits_per_base"] for entry in ran.entries.values() if entry["scored"])
+    return Prediction(
+        out=Path(out),
+        manifest=ran.manifest,
+        bits_per_base=bits / scored if scored else float("nan"),
+        written=ran.written,
+        skipped=ran.skipped,
+        missing=ran.missing,
+        shard=ran.shard,
+        unit="contigs" if [part.name for part in parts] == store.names else "parts",
+        notes=_notes(store, config),
     )
 
 
-def _score_missing(job: _Job, manifest: Manifest, progress: bool) -> tuple[list[str], list[str]]:
-    """Score what is not done, contig by contig; names of the contigs that were written, and of those that were not."""
-    written, skipped = [], []
-    strands = 2 if job.both_strands else 1
-    with tqdm(total=job.store.total * strands, unit="b", unit_scale=True, disable=not progress) as bar:
-        for contig in job.store.contigs:
-            bar.set_description(contig.name)
-            if manifest.is_done(contig.name):
-                skipped.append(contig.name)
-                bar.update(contig.length * strands)
-                continue
-            with disk_errors(job.out):
-                _score_contig(job, contig, manifest, bar)
-            written.append(contig.name)
-    return written, skipped
+def check_request(config: PredictConfig) -> None:
+    """Make sure that the settings make sense; a UserError names the first that does not."""
+    check_chunk(config.chunk)
+    check_division(config)
+    for track in config.tracks:
+        if track not in TRACKS:
+            raise UserError(f"tracks={config.tracks}: there is no {track!r}; there are {', '.join(TRACKS)}")
+    if config.block is not None:
+        check_range("block", config.block, 1)
+    check_range("warmup", config.warmup, 0, MANY)
 
 
-def _score_contig(job: _Job, contig: Contig, manifest: Manifest, bar: tqdm) -> None:
-    """Write both files of a contig, and note that they are done."""
-    stem = file_stem(contig.name)
-    names = {"parquet": f"{stem}{_PARQUET}", "bedgraph": f"{stem}{_BEDGRAPH}"}
-    total = BitsPerBase()
-    with (
-        _reverse_scores(job, contig, bar) as reverse,
-        atomic_file(job.out / names["parquet"]) as parquet,
-        atomic_file(job.out / names["bedgraph"]) as bedgraph,
-        ScoreTables(parquet, bedgraph, job.store, contig, job.both_strands, job.loaded.hash) as tables,
-    ):
-        for start, forward in _regroup(_stream(job, contig, reverse=False)):
-            backward = None
-            if reverse is not None:
-                reverse.seek(4 * start)
-                backward = np.frombuffer(reverse.read(4 * len(forward)), dtype=np.float32)
-            total.add_nats(contig.name, tables.write(start, forward, backward))
-            bar.update(len(forward))
-    facts = {"bases": contig.length, "scored": total.bases, "bits_per_base": total.bits_per_base}
-    manifest.record(contig.name, names, facts)
+class PartScoring:
+    """Scores a part and writes its files: the work of a :class:`domains.genomics.part_runner.Run`.
 
-
-def _stream(job: _Job, contig: Contig, *, reverse: bool) -> Iterator[Scored]:
-    def read(start: int, stop: int) -> np.ndarray:
-        return job.store.tokens(contig.name, start, stop)
-
-    return stream_log_probs(job.loaded.causal, read, contig.length, chunk=job.chunk, reverse=reverse)
-
-
-def _regroup(pieces: Iterator[Scored]) -> Iterator[Scored]:
-    """The same scores in pieces of ROWS, the last one shorter."""
-    held: list[np.ndarray] = []
-    start = count = 0
-    for piece in pieces:
-        held.append(piece.log_probs)
-        count += len(piece.log_probs)
-        if count >= ROWS:
-            joined = np.concatenate(held)
-            while len(joined) >= ROWS:
-                yield Scored(start, joined[:ROWS])
-                start, joined = start + ROWS, joined[ROWS:]
-            held, count = [joined], len(joined)
-    if count:
-        yield Scored(start, np.concatenate(held))
-
-
-@contextmanager
-def _reverse_scores(job: _Job, contig: Contig, bar: tqdm) -> Iterator[IO[bytes] | None]:
-    """A file with the scores of the reverse strand, float32 by position; None when they are not wanted.
-
-    On disk, for they come from the contig's end and are wanted from its start; without a name, so that it goes with
-    the process.
+    Args:
+        loaded: the model.
+        store: the genome.
+        out: folder of the files.
+        config: settings.
     """
-    if not job.both_strands:
-        yield None
+
+    def __init__(self, loaded: LoadedModel, store: GenomeStore, out: Path, config: PredictConfig) -> None:
+        self._loaded = loaded
+        self._store = store
+        self._out = out
+        self._config = config
+        self._scores = CausalScores(loaded.causal, store, config.chunk)
+        self.strands = (False, True) if config.both_strands else (False,)
+        self.kinds = ("parquet", "bedgraph") if "bedgraph" in config.tracks else ("parquet",)
+
+    def __call__(self, part: Part, unfinished: Path, progress: Progress) -> dict[str, Any]:
+        """Do a part; returns its entry in the manifest."""
+        found = list(pieces(self._store, part, self._config.warmup))
+        with ExitStack() as held:
+            spools = [held.enter_context(self._spool(part, unfinished, reverse)) for reverse in self.strands]
+            for spool, reverse in zip(spools, self.strands, strict=True):
+                self._scores.fill(found, spool, reverse, progress)
+            reads = [
+                partial(self._scores.read, found, spool, reverse)
+                for spool, reverse in zip(spools, self.strands, strict=True)
+            ]
+            entry = self._write(part, reads, progress)
+            for spool in spools:
+                spool.remove()
+        return entry
+
+    def _spool(self, part: Part, unfinished: Path, reverse: bool) -> Spool:
+        """Where scores of a strand wait; those that were computed in another way are not gone on with."""
+        device = next(self._loaded.model.parameters()).device.type
+        made_from = [
+            _FORMAT,
+            self._loaded.hash,
+            self._store.fingerprint,
+            part.name,
+            self._config.chunk,
+            self._config.warmup,
+            device,
+            torch.__version__,
+        ]
+        return Spool(unfinished / f"{part.stem}.{'reverse' if reverse else 'forward'}", made_from)
+
+    def _write(
+        self, part: Part, reads: Sequence[Callable[[int, int], np.ndarray]], progress: Progress
+    ) -> dict[str, Any]:
+        """Both files of a part, from the scores of its strands."""
+        names = {kind: f"{part.stem}{_ENDINGS[kind]}" for kind in self.kinds}
+        total = BitsPerBase()
+        with ExitStack() as files:
+            parquet, *bedgraph = [files.enter_context(atomic_file(self._out / name)) for name in names.values()]
+            tables = files.enter_context(
+                ScoreTables(
+                    parquet,
+                    bedgraph[0] if bedgraph else None,
+                    self._store,
+                    part,
+                    self._config.both_strands,
+                    self._loaded.hash,
+                )
+            )
+            for start in range(0, part.length, ROWS):
+                progress(0)
+                strands = tuple(read(start, min(start + ROWS, part.length)) for read in reads)
+                score = strands[0] if len(strands) == 1 else (strands[0] + strands[1]) / np.float32(2)
+                tables.write(start, score, strands if len(strands) > 1 else ())
+                total.add_nats(part.name, score)
+        facts = {"bases": part.length, "scored": total.bases, "bits_per_base": total.bits_per_base}
+        return make_entry(self._out, names, facts if total.bases else facts | {"bits_per_base": None})
+
+
+def open_scoring(places: tuple[Path, Path, Path], config: PredictConfig, device: str) -> Work:
+    """The work of another process, which reads model and genome for itself; ``places``: model, store, out."""
+    model, store, out = places
+    return PartScoring(load_model(model, device), GenomeStore.open(store), out, config)
+
+
+def _plan(loaded: LoadedModel, store: GenomeStore, config: PredictConfig) -> Plan:
+    """What scores of this job have in common, so that others are told from them."""
+    return Plan(
+        holds="scores",
+        parts="parts",
+        identity={
+            "format": _FORMAT,
+            "model": loaded.hash,
+            "genome": store.fingerprint,
+            "lower_case_bases": sum(contig.lower for contig in store.contigs) if store.has_soft_mask else 0,
+            "circular_contigs": sum(contig.circular for contig in store.contigs),
+        },
+        settings={"both_strands": config.both_strands, "block": config.block, "warmup": config.warmup},
+        notes={"source": store.source_name, "model_folder": str(loaded.path)},
+        endings=tuple(_ENDINGS.values()),
+    )
+
+
+def _finish(store: GenomeStore, parts: list[Part], config: PredictConfig, manifest: Manifest) -> None:
+    """The track of the whole genome."""
+    if "bigwig" not in config.tracks or manifest.has_whole(BIGWIG):
         return
-    with tempfile.TemporaryFile(dir=job.out) as file:
-        for start, log_probs in _stream(job, contig, reverse=True):
-            file.seek(4 * start)
-            file.write(np.ascontiguousarray(log_probs).tobytes())
-            bar.update(len(log_probs))
-        yield file
+    tables = [Table(part, manifest.out / manifest.parts[part.name]["parquet"]) for part in parts]
+    if values := write_bigwig(manifest.out / BIGWIG, store, tables, manifest.progress):
+        manifest.record_whole(BIGWIG, {"values": values})
+
+
+def _notes(store: GenomeStore, config: PredictConfig) -> list[str]:
+    rings = [contig.name for contig in store.contigs if contig.circular]
+    if not rings or config.warmup:
+        return []
+    shown = f"{rings[0]}{', ...' if len(rings) > 1 else ''}"
+    return [
+        f"{store.source_name}: circular contigs ({shown}) are read as linear ones; with warmup=65536 the bases before "
+        "their start are those of their end"
+    ]

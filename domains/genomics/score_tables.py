@@ -1,31 +1,40 @@
-"""The files that per-base scores are written to: a Parquet and a bedGraph file for each contig."""
+"""The files that per-base scores are written to: a Parquet table and a bedGraph track for each part of a genome."""
 
 import gzip
 import json
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from domains.genomics.store import Contig, GenomeStore
+from domains.genomics.parts import Part
+from domains.genomics.store import LOWER_BIT, TOKEN_BITS, GenomeStore
 from domains.genomics.tokens import A
 
 ROWS = 1 << 17  # of a Parquet row group, so that files do not depend on the chunk
 
 
 class ScoreTables:
-    """The two files of one contig, open for appending rows.
+    """The files of one part, open for appending rows.
 
     Parquet columns: ``contig``, ``position`` (0-based), ``base``, ``log_likelihood`` (nats, null where the base is
     unknown); with both strands ``log_likelihood_forward`` and ``log_likelihood_reverse``, whose mean it is;
     ``soft_mask`` where the genome has a repeat mask. bedGraph: the log-likelihood, to 4 decimals, of each known base.
+
+    Args:
+        parquet: where the table goes.
+        bedgraph: where the track goes; None for none.
+        store: the genome.
+        part: of it.
+        both_strands: whether scores come by strand.
+        model_hash: for the table's metadata.
     """
 
     def __init__(
         self,
         parquet: BinaryIO,
-        bedgraph: BinaryIO,
+        bedgraph: BinaryIO | None,
         store: GenomeStore,
-        contig: Contig,
+        part: Part,
         both_strands: bool,
         model_hash: str,
     ) -> None:
@@ -35,7 +44,9 @@ class ScoreTables:
 
         self._pa = pa
         self._store = store
-        self._contig = contig
+        self._part = part
+        self._contigs = [store.contigs[number] for number in part.contigs]
+        self._offsets = np.array([contig.offset for contig in self._contigs])
         scores = ["log_likelihood"]
         if both_strands:
             scores += ["log_likelihood_forward", "log_likelihood_reverse"]
@@ -44,10 +55,11 @@ class ScoreTables:
         fields += [(name, pa.float32()) for name in scores]
         fields += [("soft_mask", pa.bool_())] if store.has_soft_mask else []
         origin = {"model": model_hash, "genome": store.fingerprint, "source": store.source_name}
+        self._masked = store.has_soft_mask
         self._schema = pa.schema(fields, metadata={"serpentine": json.dumps(origin)})
         self._parquet = pa.parquet.ParquetWriter(parquet, self._schema, compression="zstd")
         # No time stamp and no name in the gzip header: the same scores give the same bytes.
-        self._gzip = gzip.GzipFile(filename="", mode="wb", fileobj=bedgraph, compresslevel=4, mtime=0)
+        self._gzip = bedgraph and gzip.GzipFile(filename="", mode="wb", fileobj=bedgraph, compresslevel=4, mtime=0)
         self._csv = pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
 
     def __enter__(self) -> "ScoreTables":
@@ -55,31 +67,48 @@ class ScoreTables:
 
     def __exit__(self, *error: object) -> None:
         self._parquet.close()
-        self._gzip.close()
+        if self._gzip:
+            self._gzip.close()
 
-    def write(self, start: int, forward: np.ndarray, backward: np.ndarray | None) -> np.ndarray:
-        """Append the rows from position ``start``; returns their log-likelihood."""
-        pa, contig = self._pa, self._contig
-        score, scores = forward, [forward]
-        if backward is not None:
-            score = (forward + backward) / np.float32(2)
-            scores = [score, forward, backward]
-        position = np.arange(start, start + len(forward))
-        tokens = self._store.tokens(contig.name, start, start + len(forward))
-        columns = [
-            pa.DictionaryArray.from_arrays(np.zeros(len(forward), np.int32), [contig.name]),
-            pa.array(position),
-            pa.DictionaryArray.from_arrays((tokens - np.uint8(A)).astype(np.int8), list("ACGTN")),
-            *(pa.array(column, mask=np.isnan(column)) for column in scores),
-        ]
-        if self._store.has_soft_mask:
-            columns.append(pa.array(self._store.soft_mask(contig.name, start, start + len(forward))))
-        self._parquet.write_table(pa.table(columns, schema=self._schema))
-        self._write_bedgraph(position[~np.isnan(score)], score[~np.isnan(score)])
-        return score
+    def write(self, start: int, score: np.ndarray, strands: tuple[np.ndarray, ...] = ()) -> None:
+        """Append rows.
 
-    def _write_bedgraph(self, position: np.ndarray, score: np.ndarray) -> None:
+        Args:
+            start: which base of the part is the first.
+            score: float32 (n,), nats, NaN where the base is unknown.
+            strands: of forward and reverse strand likewise, where both were asked for.
+        """
         pa = self._pa
-        name = pa.DictionaryArray.from_arrays(np.zeros(len(position), np.int32), [self._contig.name]).cast(pa.string())
-        columns = {"contig": name, "start": position, "stop": position + 1, "score": np.round(score, 4)}
+        at = np.arange(self._part.start + start, self._part.start + start + len(score))
+        stored = self._store.raw[at[0] : at[-1] + 1]
+        number = np.searchsorted(self._offsets, at, side="right") - 1
+        contig = self._names(number)
+        position = at - self._offsets[number]
+        columns = [
+            contig,
+            pa.array(position),
+            pa.DictionaryArray.from_arrays(((stored & TOKEN_BITS) - np.uint8(A)).astype(np.int8), list("ACGTN")),
+            *(pa.array(column, mask=np.isnan(column)) for column in (score, *strands)),
+        ]
+        if self._masked:
+            columns.append(pa.array(stored >= LOWER_BIT))
+        self._parquet.write_table(pa.table(columns, schema=self._schema))
+        if self._gzip:
+            known = ~np.isnan(score)
+            self._write_bedgraph(contig.filter(pa.array(known)), position[known], score[known])
+
+    def _names(self, number: np.ndarray) -> Any:
+        """The contigs that these rows are of."""
+        first = int(number[0])
+        names = [contig.name for contig in self._contigs[first : int(number[-1]) + 1]]
+        return self._pa.DictionaryArray.from_arrays((number - first).astype(np.int32), names)
+
+    def _write_bedgraph(self, contig: Any, position: np.ndarray, score: np.ndarray) -> None:
+        pa = self._pa
+        columns = {
+            "contig": contig.cast(pa.string()),
+            "start": position,
+            "stop": position + 1,
+            "score": np.round(score, 4),
+        }
         pa.csv.write_csv(pa.table(columns), self._gzip, self._csv)

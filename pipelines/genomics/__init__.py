@@ -7,6 +7,10 @@ _HERE = "pipelines.genomics"
 _MODEL = ("model", "model folder of a run, or the id of its MLflow run")
 _FASTA = ("data.fasta", "FASTA (plain, gzip, bgzip) or GenBank file")
 _STORES = ("data.stores", "folder in which prepared genomes are kept and found again (stores)")
+_DIVISION = (
+    ("shards", "split the work over so many processes (1); shard=<0 ...> says which this is, or a SLURM array does"),
+    ("engine", "local, or ray with workers=<actors> (local)"),
+)
 _DEVICE = ("device", "auto, cpu or gpu (auto)")
 _TRACKING = ("tracking.uri", "where MLflow records (MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)")
 
@@ -112,17 +116,27 @@ GENOMICS = Domain(
             word="predict",
             summary="Write the log-likelihood of every base of a file.",
             about="Streams each contig through the model with carried state, in memory that does not grow with its "
-            "length, and writes a Parquet table and a bedGraph track for each. Contigs that are done already are "
-            "skipped, so the same line goes on after an interruption.",
+            "length, and writes a Parquet table and a bedGraph track for each, and a bigWig track for all if wanted. "
+            "What is done already is skipped, in the middle of a contig too, so the same line goes on after an "
+            "interruption. Beyond 1,000 contigs small ones share files. The work may be divided: over shards, such as "
+            "the tasks of a SLURM array, of which the last to end completes the folder, or over a Ray cluster; the "
+            "files are the same to the byte. A shard is made of whole contigs, unless block cuts them.",
             options=(
                 _MODEL,
                 _FASTA,
                 ("out", "folder of the results"),
                 ("both_strands", "average over both strands (false)"),
+                ("tracks", "for genome browsers: [bedgraph], [bigwig], [bedgraph,bigwig] or [] ([bedgraph])"),
+                *_DIVISION,
+                ("block", "cut longer contigs into blocks of so many bases, which do not know of each other (whole)"),
+                ("warmup", "bases read before each block, and before the start of circular contigs (0)"),
                 ("chunk", "bases at a time (16384); changes memory and speed, not the result"),
                 _DEVICE,
             ),
-            examples=("predict model=runs/demo/model data.fasta=other.fa out=scores/",),
+            examples=(
+                "predict model=runs/demo/model data.fasta=other.fa out=scores/",
+                "predict model=runs/demo/model data.fasta=other.fa out=scores/ tracks=[bigwig] shards=16 shard=3",
+            ),
             schema=f"{_HERE}.roots:PredictRoot",
             run=f"{_HERE}.commands:predict",
         ),

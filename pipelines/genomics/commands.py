@@ -4,6 +4,7 @@ What is slow to import is imported where it is used, so that a mistake in the co
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -127,15 +128,22 @@ def predict(root: PredictRoot, invocation: Invocation) -> Outcome:
 
     place = find_model(root.model, root.tracking)
     out = output_folder(root.out)
+    config = narrow(PredictConfig, root)
+    prediction.check_request(config)
     read_record(place.folder)  # a folder that is none is told before the file is read
     store = open_store(DataConfig(fasta=root.data.fasta, stores=root.data.stores))
-    config = PredictConfig(both_strands=root.both_strands, chunk=root.chunk)
     done = prediction.predict(place.folder, store, out, config, device=root.device)
-    skipped = f", {len(done.skipped)} done before" if done.skipped else ""
-    return Outcome(
-        f"scores: {done.out} ({len(done.written)} contigs{skipped}; {done.bits_per_base:.4f} bits per base)",
-        (f"open the bedGraph files of {done.out} in a genome browser, or read its Parquet files with polars",),
-    )
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return Outcome(f"scores: {done.out} ({done.summary()})", (_onward(done.out, done.missing, config.tracks),))
+
+
+def _onward(out: Path, missing: int, tracks: Sequence[str]) -> str:
+    if missing:
+        return f"the last shard to end completes {out}; the same line without shards= does what is left"
+    kinds = {"bedgraph": "the bedGraph files", "bigwig": "scores.bw"}
+    shown = " or ".join(kinds[track] for track in kinds if track in tracks)
+    return f"{f'open {shown} of {out} in a genome browser, or ' if shown else ''}read its Parquet files with polars"
 
 
 def score(root: ScoreRoot, invocation: Invocation) -> Outcome:

@@ -58,13 +58,11 @@ class EvaluateRoot(EvaluateConfig):
 
 
 @dataclass
-class PredictRoot:
+class PredictRoot(PredictConfig):
     """Every contig of a file is scored."""
 
     model: str = REQUIRED  # a model folder, or an MLflow run id
     out: str = REQUIRED  # folder
-    both_strands: bool = PredictConfig.both_strands
-    chunk: int = PredictConfig.chunk
     device: str = "auto"
     data: RequiredSource = field(default_factory=RequiredSource)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from domains import engines
 from domains.errors import UserError
-from domains.files import file_stem
+from domains.genomics import part_scores, score_tables, spool
 from domains.genomics import predict as module
-from domains.genomics import score_tables
 from domains.genomics.config import PredictConfig
 from domains.genomics.model import load_model
 from domains.genomics.predict import predict
@@ -34,7 +34,12 @@ def run(model, store, out, config=CONFIG):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Files by name; what is not finished as well."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def finished(folder):
+    return {name for name in contents(folder) if not name.startswith(".progress")}
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +82,9 @@ def test_the_manifest_and_the_result_say_what_was_done(tiny, tiny_model, scores)
     manifest = json.loads(scores.manifest.read_text())
     loaded = load_model(tiny_model)
     assert (manifest["model"], manifest["genome"]) == (loaded.hash, tiny.fingerprint)
-    assert manifest["contigs"]["c4"]["bases"] == 3600
-    assert manifest["contigs"]["c4"]["scored"] == 3300
+    assert list(manifest["parts"]) == tiny.names
+    assert manifest["parts"]["c4"]["bases"] == 3600
+    assert manifest["parts"]["c4"]["scored"] == 3300
     every = np.concatenate([score_sequence(loaded.model, tiny.tokens(name)) for name in tiny.names])
     assert scores.bits_per_base == pytest.approx(-np.nanmean(every) / math.log(2), abs=1e-5)
 
@@ -112,50 +118,95 @@ def test_a_genome_without_a_mask_has_no_column_for_it(tiny_model, tmp_path):
     assert pq.read_schema(found.out / "a.parquet").names == ["contig", "position", "base", "log_likelihood"]
 
 
-def test_a_run_that_broke_goes_on_where_it_was(tiny, tiny_model, scores, tmp_path, monkeypatch):
-    stream = module.stream_log_probs
-    calls = []
+@pytest.fixture
+def calls(monkeypatch):
+    """(contig's length, bases read before) of each stream that a job begins; a list of bases ends one with Ctrl-C."""
+    stream = part_scores.stream_strand
+    seen, breaks = [], []
 
-    def breaking(*args, **kwargs):
-        calls.append(1)
-        for count, piece in enumerate(stream(*args, **kwargs)):
-            if len(calls) == 3 and count == 2:
-                raise KeyboardInterrupt
+    def watched(model, read, length, *, first, **options):
+        seen.append((length, first))
+        for count, piece in enumerate(stream(model, read, length, first=first, **options), first // 300 + 1):
             yield piece
+            if breaks and (length, count) == breaks[0]:
+                breaks.clear()
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "stream_log_probs", breaking)
+    monkeypatch.setattr(part_scores, "stream_strand", watched)
+    monkeypatch.setattr(engines, "processors", lambda: 1)
+    return seen, breaks
+
+
+@pytest.mark.parametrize("both_strands", [False, True])
+def test_a_run_that_broke_goes_on_in_the_middle_of_a_contig(
+    tiny, tiny_model, tmp_path, monkeypatch, calls, both_strands
+):
+    config = replace(CONFIG, both_strands=both_strands)
+    seen, breaks = calls
+    whole = run(tiny_model, tiny, tmp_path / "whole", config)
+    seen.clear()
+    monkeypatch.setattr(spool, "SAVE_EVERY", 0)
+    breaks.append((2800, 5))
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_model, tiny, tmp_path / "out")
-    done = ["c0.bedgraph.gz", "c0.parquet", "c1.bedgraph.gz", "c1.parquet", "manifest.json"]
-    assert sorted(contents(tmp_path / "out")) == done
-    found = run(tiny_model, tiny, tmp_path / "out")
+        run(tiny_model, tiny, tmp_path / "out", config)
+    out = tmp_path / "out"
+    assert finished(out) == {"c0.bedgraph.gz", "c0.parquet", "c1.bedgraph.gz", "c1.parquet", "manifest.json"}
+    seen.clear()
+    found = run(tiny_model, tiny, out, config)
     assert (found.skipped, found.written) == (["c0", "c1"], ["c2", "c3", "c4", "c5"])
-    assert found.bits_per_base == scores.bits_per_base
-    (found.out / "c3.parquet").unlink()
-    assert run(tiny_model, tiny, tmp_path / "out").written == ["c3"]
-    whole = run(tiny_model, tiny, tmp_path / "whole")
-    assert contents(found.out) == contents(whole.out)
-    assert run(tiny_model, tiny, tmp_path / "out", replace(CONFIG, chunk=77)).written == []
+    assert seen[0] == (2800, 1500)
+    assert [first for _, first in seen[1:]] == [0] * (len(seen) - 1)
+    assert found.bits_per_base == whole.bits_per_base
+    assert contents(out) == contents(whole.out)
+    (out / "c3.parquet").unlink()
+    assert run(tiny_model, tiny, out, config).written == ["c3"]
+    assert contents(out) == contents(whole.out)
+    assert run(tiny_model, tiny, out, replace(config, chunk=77)).written == []
+
+
+def test_what_another_chunk_left_in_a_contig_is_not_gone_on_with(tiny, tiny_model, tmp_path, monkeypatch, calls):
+    """Sums would be rounded in another order: the bytes would be those of no run without a break."""
+    seen, breaks = calls
+    monkeypatch.setattr(spool, "SAVE_EVERY", 0)
+    for name in ("chunk", "damaged state", "lost scores"):
+        out = tmp_path / name
+        breaks.append((2000, 3))
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_model, tiny, out)
+        left = {path.suffix: path for path in (out / ".progress").rglob("c0.*")}
+        assert left.keys() == {".rows", ".state"}
+        if name == "damaged state":
+            left[".state"].write_bytes(left[".state"].read_bytes()[:-1])
+        if name == "lost scores":
+            left[".rows"].write_bytes(left[".rows"].read_bytes()[:-4])
+        seen.clear()
+        config = replace(CONFIG, chunk=600) if name == "chunk" else CONFIG
+        run(tiny_model, tiny, out, config)
+        assert seen[0] == (2000, 0)
+        assert contents(out) == contents(run(tiny_model, tiny, tmp_path / f"{name}, whole", config).out)
 
 
 SLOW = """
 import sys, time
-from domains.genomics import predict as module
+from domains import engines
+from domains.genomics import part_scores, predict as module, spool
 from domains.genomics.config import PredictConfig
 from domains.genomics.store import GenomeStore
-stream = module.stream_log_probs
+stream = part_scores.stream_strand
 def slow(model, read, length, **options):
-    yield from stream(model, read, length, **options)
-    if length > 2000:  # the second contig
-        print("scored", flush=True)
-        time.sleep(60)
-module.stream_log_probs, module.ROWS = slow, 1000
+    for number, piece in enumerate(stream(model, read, length, **options)):
+        yield piece
+        if length == 2400 and number == 5:  # the second contig
+            print("scored", flush=True)
+            time.sleep(60)
+part_scores.stream_strand, module.ROWS, spool.SAVE_EVERY = slow, 1000, 0
+engines.processors = lambda: 1
 model, store, out = sys.argv[1:]
 module.predict(model, GenomeStore.open(store), out, PredictConfig(chunk=300), device="cpu", progress=False)
 """
 
 
-def test_what_a_killed_process_left_is_swept_and_a_live_one_is_left_alone(tiny, tiny_model, tmp_path):
+def test_a_killed_process_is_gone_on_with_and_a_live_one_is_left_alone(tiny, tiny_model, tmp_path, calls):
     out = tmp_path / "out"
     slow = subprocess.Popen(
         [sys.executable, "-c", SLOW, tiny_model, tiny.path, out],
@@ -166,8 +217,8 @@ def test_what_a_killed_process_left_is_swept_and_a_live_one_is_left_alone(tiny, 
     with slow:
         try:
             assert slow.stdout.readline() == "scored\n"
+            (out / ".c1.parquet.0123abcd").touch()  # a file that was being written
             before = contents(out)
-            assert {name.rpartition(".")[0] for name in before if name[0] == "."} == {".c1.parquet", ".c1.bedgraph.gz"}
             with pytest.raises(UserError, match="out: another process is writing scores there; wait for it"):
                 run(tiny_model, tiny, out)
             assert contents(out) == before
@@ -175,6 +226,7 @@ def test_what_a_killed_process_left_is_swept_and_a_live_one_is_left_alone(tiny, 
             slow.kill()
     assert contents(out) == before
     assert run(tiny_model, tiny, out).skipped == ["c0"]
+    assert calls[0][0] == (2400, 1800)
     assert contents(out) == contents(run(tiny_model, tiny, tmp_path / "whole").out)
 
 
@@ -237,14 +289,16 @@ def test_a_full_disk_leaves_whole_files_alone(tiny, tiny_model, tmp_path, monkey
     write = score_tables.ScoreTables.write
 
     def full(self, start, *rest):
-        if start >= 1000 and self._contig.name == "c1":
+        if start >= 1000 and self._part.name == "c1":
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, start, *rest)
 
     monkeypatch.setattr(score_tables.ScoreTables, "write", full)
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         run(tiny_model, tiny, tmp_path / "out", replace(CONFIG, both_strands=True))
-    assert sorted(contents(tmp_path / "out")) == ["c0.bedgraph.gz", "c0.parquet", "manifest.json"]
+    done = finished(tmp_path / "out")
+    assert {name for name in done if name.startswith("c1")} == set()
+    assert "manifest.json" in done
 
 
 def test_memory_does_not_grow_with_the_contig(tiny_model, tmp_path):
@@ -258,29 +312,10 @@ def test_memory_does_not_grow_with_the_contig(tiny_model, tmp_path):
     assert peaks[2] < 1.3 * peaks[1]
 
 
-@pytest.mark.parametrize(
-    ("contig", "stem"),
-    [
-        ("chr1", "chr1"),
-        ("gi|123|ref/NC_1.2", "gi%7C123%7Cref%2FNC_1.2"),
-        ("..", "%2E."),
-        ("HLA-A*01:01", "HLA-A%2A01%3A01"),
-    ],
-)
-def test_contig_names_become_file_names(contig, stem):
-    assert file_stem(contig) == stem
-
-
-def test_long_contig_names_stay_apart():
-    stems = {file_stem("x" * 300 + end) for end in "ab"}
-    assert len(stems) == 2
-    assert max(map(len, stems)) < 130
-
-
 def test_odd_contig_names_come_back_from_the_files(tiny_model, tmp_path):
     store = make_store(tmp_path, {"a/b|c": random_bases(300)})
     found = run(tiny_model, store, tmp_path / "out")
-    entry = json.loads(found.manifest.read_text())["contigs"]["a/b|c"]
+    entry = json.loads(found.manifest.read_text())["parts"]["a/b|c"]
     assert set(pq.read_table(found.out / entry["parquet"])["contig"].to_pylist()) == {"a/b|c"}
     with suppress(StopIteration), gzip.open(found.out / entry["bedgraph"], "rt") as file:
         assert next(file).startswith("a/b|c\t0\t1\t")

@@ -150,12 +150,45 @@ def test_predict_and_generate_as_the_issue_writes_them(cli: Cli, workspace: Path
     assert len(list(workspace.glob("scores/*.parquet"))) == 5
     again = cli("predict", f"model={run_folder / 'model'}", "data.fasta=other.fa", "out=scores/")
     assert "0 contigs, 5 done before" in again.out
+    more = cli("predict", f"model={run_folder / 'model'}", "data.fasta=other.fa", "out=scores/", "tracks=[bigwig]")
+    assert more.out.splitlines()[1].startswith("next: open scores.bw of scores in a genome browser")
+    assert Path("scores/scores.bw").exists()
     words = ["generate", f"model={run_folder / 'model'}", "prompt=ATGGCG", "length=200", "out=sample.fa"]
     assert cli(*words).code == 0
     header, *lines = Path("sample.fa").read_text().splitlines()
     assert header.startswith(">")
     assert "".join(lines).startswith("ATGGCG")
     assert len("".join(lines)) == 206
+
+
+def test_predict_in_the_tasks_of_a_slurm_array(
+    cli: Cli, workspace: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("other.fa").write_text(f">ring [topology=circular]\n{'ACGGT' * 90}\n>line\n{'ACTGT' * 70}\n")
+    words = ["predict", f"model={run_folder / 'model'}", "data.fasta=other.fa", "device=cpu"]
+    done = cli(*words, "out=parts", "shards=2")
+    assert (done.code, done.errors) == (
+        2,
+        [
+            "error: shards=2: which of them is this process? give shard=<0 to 1>, or "
+            "run it as a SLURM array (sbatch --array=0-1), which sets SLURM_ARRAY_TASK_ID"
+        ],
+    )
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    done = cli(*words, "out=parts", "shards=2")
+    assert done.out.startswith("scores: parts (shard 0 of 2: 1 contigs; 1 left to other shards; ")
+    assert "the same line without shards= does what is left" in done.out
+    assert done.errors == [
+        "note: other.fa: circular contigs (ring) are read as linear ones; with warmup=65536 the "
+        "bases before their start are those of their end"
+    ]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    assert "open the bedGraph files of parts" in cli(*words, "out=parts", "shards=2").out
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
+    assert cli(*words, "out=whole").code == 0
+    assert {path.name for path in Path("parts").iterdir()} == {path.name for path in Path("whole").iterdir()}
+    for path in Path("parts").iterdir():
+        assert path.read_bytes() == Path("whole", path.name).read_bytes()
 
 
 def test_import_run_records_a_run_from_elsewhere_once(cli: Cli, workspace: Path, run_folder: Path) -> None:
