@@ -218,7 +218,7 @@ def test_sigterm_leaves_nothing_half_done(workspace: Path, run_folder: Path, wor
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "waits\n"
+    assert process.stdout.readline().startswith("waits")  # two threads may speak at once
     process.terminate()
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 143
