@@ -186,7 +186,8 @@ def report(arguments: argparse.Namespace) -> None:
     changes, by_chance = changes[known], by_chance[known]
     ratios = {name: values[known] for name, values in ratios.items()}
     places = places_of(store, changes)
-    splits = Splits.from_dict(next(iter(models.values()))[0]["splits"])
+    first = next(iter(models.values()))[0]
+    splits = Splits.from_dict(first["splits"])
     if any(other["splits"] != splits.to_dict() for other, _ in models.values()):
         raise SystemExit("the models were trained on different regions; report them one by one")
     seen = {region.contig for region in (*splits.train, *splits.validation)}
@@ -204,6 +205,7 @@ def report(arguments: argparse.Namespace) -> None:
     windows = {name: found["windows"] for name, (found, _) in models.items()}
     result = {
         "commit": measured_commit(arguments.commit, needed=True),
+        "hardware": first["hardware"],
         "variants": about,
         "models": {name: {k: v for k, v in found.items() if k != "splits"} for name, (found, _) in models.items()},
         "baseline": baseline,
@@ -236,7 +238,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     second.add_argument("--device", default="auto")
     second.add_argument("--out", type=Path, required=True)
     third = steps.add_parser("report", help="compare the scores")
-    third.add_argument("--scores", nargs="+", required=True, metavar="NAME=FILE")
+    third.add_argument(
+        "--scores", nargs="+", required=True, metavar="NAME=FILE", help="the hardware told is the first's"
+    )
     third.add_argument("--max-order", type=int, default=MAX_ORDER)
     third.add_argument("--json", type=Path, required=True)
     for step in (second, third):

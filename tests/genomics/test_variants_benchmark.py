@@ -176,6 +176,8 @@ def test_from_a_genome_to_a_table(tiny, tiny_model, masked_models, tmp_path, mon
     variants.main(["report", *common, "--scores", f"tiny={tmp_path}/scores.npz", "--max-order", "2",
                    "--json", f"{tmp_path}/result.json"])  # fmt: skip
     result = json.loads((tmp_path / "result.json").read_text())
+    assert result["commit"] == "0" * 40
+    assert result["hardware"]["device"] == "cpu"
     assert 0 < result["models"]["tiny"]["scored"] < result["variants"]["stop_gained"] + result["variants"]["synonymous"]
     shown = {row["score"] for row in result["rows"]}
     assert {"tiny", "Markov 1", "Markov 2", "loss of G or C"} == shown
