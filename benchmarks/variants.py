@@ -204,7 +204,7 @@ def report(arguments: argparse.Namespace) -> None:
     rows = compare(changes, by_chance, scores, baseline)
     windows = {name: found["windows"] for name, (found, _) in models.items()}
     result = {
-        "commit": measured_commit(arguments.commit, needed=True),
+        "commit": first["commit"],
         "hardware": first["hardware"],
         "variants": about,
         "models": {name: {k: v for k, v in found.items() if k != "splits"} for name, (found, _) in models.items()},
@@ -236,17 +236,17 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     second.add_argument("--chunk", type=int, default=1 << 18, help="bases a call")
     second.add_argument("--stride", type=int, default=1, help="score the changes of every so manieth gene alone")
     second.add_argument("--device", default="auto")
+    second.add_argument("--commit", help="commit that is measured, where there is no checkout")
     second.add_argument("--out", type=Path, required=True)
     third = steps.add_parser("report", help="compare the scores")
     third.add_argument(
-        "--scores", nargs="+", required=True, metavar="NAME=FILE", help="the hardware told is the first's"
+        "--scores", nargs="+", required=True, metavar="NAME=FILE", help="commit and hardware told are the first's"
     )
     third.add_argument("--max-order", type=int, default=MAX_ORDER)
     third.add_argument("--json", type=Path, required=True)
     for step in (second, third):
         step.add_argument("--variants", type=Path, required=True)
         step.add_argument("--store", type=Path, required=True, help="folder of the prepared genome")
-        step.add_argument("--commit", help="commit that is measured, where there is no checkout")
     return parser.parse_args(words)
 
 
