@@ -171,7 +171,8 @@ def test_from_a_genome_to_a_table(tiny, tiny_model, masked_models, tmp_path, mon
     model = tiny_model if kind == "causal" else masked_models[True]
     variants.main(["prepare", "--fasta", str(fasta), "--annotation", f"{tmp_path}/genes.gff3", "--contigs", "c4",
                    "--stores", str(tmp_path), "--per-gene", "3", "--out", f"{tmp_path}/variants.npz"])  # fmt: skip
-    variants.main(["score", *common, "--commit", "0" * 40, "--model", str(model), "--context", "40", "--window", "20", "--stride", "2",
+    variants.main(["score", *common, "--commit", "0" * 40, "--model", str(model), "--context", "40",
+                   "--window", "20", "--stride", "2",
                    "--device", "cpu", "--out", f"{tmp_path}/scores.npz"])  # fmt: skip
     variants.main(["report", *common, "--scores", f"tiny={tmp_path}/scores.npz", "--max-order", "2",
                    "--json", f"{tmp_path}/result.json"])  # fmt: skip
