@@ -24,6 +24,7 @@ from domains.model_folder import (
 )
 from mamba_core import CausalLM, MaskedLM
 
+KINDS = ("causal", "mlm")  # of task.kind: the models of bases
 _TOKENIZER = "tokenizer.json"
 FILES = model_files(_TOKENIZER)
 
@@ -124,6 +125,10 @@ def load_model(folder: Path | str, device: str = "cpu") -> LoadedModel:
         UserError: a file is missing or damaged, the vocabulary is another one, or the weights do not fit the settings.
     """
     record = read_record(folder)
+    if record.config.task.kind not in KINDS:
+        raise UserError(
+            f"{folder}: is a model of task={record.config.task.kind}; this wants one of bases (task=causal or task=mlm)"
+        )
     model = build_model(record.config, where=str(record.path / CONFIG))
     sha256 = load_weights(record.path, model)
     return LoadedModel(**vars(record), model=model.to(device).eval(), hash=sha256)

@@ -114,7 +114,7 @@ GENOMICS = Domain(
         ),
         Command(
             word="predict",
-            summary="Write the log-likelihood of every base of a file.",
+            summary="Write the log-likelihood of every base of a file, or annotate it.",
             about="Streams each contig through the model with carried state, in memory that does not grow with its "
             "length, and writes a Parquet table and a bedGraph track for each, and a bigWig track for all if wanted. "
             "What is done already is skipped, in the middle of a contig too, so the same line goes on after an "

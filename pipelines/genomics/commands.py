@@ -120,18 +120,21 @@ def _evaluate_annotation(root: EvaluateRoot, invocation: Invocation) -> Outcome:
 
 
 def predict(root: PredictRoot, invocation: Invocation) -> Outcome:
-    """The log-likelihood of every base of a file."""
+    """The log-likelihood of every base of a file, or what a model of annotation says of it."""
     from domains.genomics import predict as prediction
     from domains.genomics.model import read_record
     from domains.genomics.train import open_store
+    from pipelines.genomics import annotation
     from pipelines.places import find_model, output_folder
 
     place = find_model(root.model, root.tracking)
     out = output_folder(root.out)
     config = narrow(PredictConfig, root)
     prediction.check_request(config)
-    read_record(place.folder)  # a folder that is none is told before the file is read
+    kind = read_record(place.folder).config.task.kind  # a folder that is none is told before the file is read
     store = open_store(DataConfig(fasta=root.data.fasta, stores=root.data.stores))
+    if kind in annotation.KINDS:
+        return annotation.predict(place, store, out, root.device)
     done = prediction.predict(place.folder, store, out, config, device=root.device)
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)

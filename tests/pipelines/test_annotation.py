@@ -130,3 +130,17 @@ def test_mistakes_are_one_line(
     assert (done.code, len(done.errors)) == (2, 1)
     assert said in done.err
     assert not (workspace / "one").exists()
+
+
+def test_predict_annotates_a_genome_and_other_commands_say_what_they_want(
+    cli: Cli, workspace: Path, genome: tuple[str, ...]
+) -> None:
+    assert cli("train", *genome, *SEGMENT, *SIZES, "run.dir=one", "tracking=off").code == 0
+    done = cli("predict", "model=one", "data.fasta=made.fa", "out=annotated")
+    assert done.code == 0, done.err
+    assert "5 contigs" in done.out
+    assert (workspace / "annotated" / "c3.CDS.bedgraph.gz").exists()
+    assert "5 done before" in cli("predict", "model=one", "data.fasta=made.fa", "out=annotated").out
+    done = cli("generate", "model=one", "out=sample.fa")
+    assert (done.code, len(done.errors)) == (2, 1)
+    assert "is a model of task=segment" in done.err

@@ -81,6 +81,14 @@ class CodonModel:
                 inside = states[one.first - one.start : one.last - one.start]
                 yield one, np.stack([inside[:, i == _CLASS].sum(1) for i in range(3)], axis=1)
 
+    def log_likelihood(self, start: int, stop: int) -> np.ndarray:
+        """Log-probability of each base of a stretch of ``store.raw`` in each state, float32 (l, STATES); 0 where the
+        base or one before it is unknown, as before the stretch."""
+        codes, whole = _words(self._store.raw[start:stop] & np.uint8(TOKEN_BITS), self.order)
+        found = np.zeros((stop - start, STATES), dtype=np.float32)
+        found[whole] = self._log_emissions[:, codes[whole]].T
+        return found
+
     def _count(self, labels: BaseLabels, stretches: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
         """Words by the group of the state of their last base, (groups, 4**(order + 1)), and pairs of states."""
         words = 4 ** (self.order + 1)
@@ -113,9 +121,7 @@ class CodonModel:
         longest = max(one.stop - one.start for one in tiles)
         likelihood = np.ones((longest, len(tiles), STATES), dtype=np.float32)
         for i, one in enumerate(tiles):
-            tokens = self._store.raw[one.start : one.stop] & np.uint8(TOKEN_BITS)
-            codes, whole = _words(tokens, self.order)
-            likelihood[: len(tokens), i][whole] = np.exp(self._log_emissions[:, codes[whole]]).T
+            likelihood[: one.stop - one.start, i] = np.exp(self.log_likelihood(one.start, one.stop))
         transitions = self._transitions.astype(np.float32)
         forward = np.empty_like(likelihood)
         now = np.tile(self._prior.astype(np.float32), (len(tiles), 1))

@@ -108,18 +108,17 @@ class Tile(NamedTuple):
 def tile(regions: list[Region], store: GenomeStore, window: int, halo: int) -> list[Tile]:
     """Tiles of at most ``window`` bases that cover regions; each base counts once, ``halo`` bases from its tile's edge.
 
-    At the edges of a region there is no more to see. The last tile of a region begins early enough to be a whole
-    window, if the region holds one.
+    ``halo`` is less than half of ``window``. At the edges of a region there is no more to see. The last tile of a
+    region begins early enough to be a whole window, if the region holds one.
     """
     tiles = []
-    core = max(1, window - 2 * halo)
     for region in regions:
         offset = store.contig(region.contig).offset
         first = region.start
         while first < region.stop:
             start = max(region.start, min(first - halo, region.stop - window))
             stop = min(region.stop, start + window)
-            last = region.stop if stop == region.stop else min(stop - halo, first + core)
+            last = region.stop if stop == region.stop else stop - halo
             tiles.append(Tile(offset + start, offset + stop, offset + first, offset + last))
             first = last
     return tiles

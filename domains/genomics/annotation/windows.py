@@ -15,7 +15,7 @@ from domains.genomics.store import TOKEN_BITS, GenomeStore
 from domains.genomics.tokens import BASES, C, G, N
 
 NEGATIVES = ("matched", "balanced", "all")
-_MAX_UNKNOWN = 0.1  # of a window's bases; windows with more N are left out
+MAX_UNKNOWN = 0.1  # of a window's bases; windows with more N are left out
 _GC_BINS = 50  # of the share of G and C, for matching
 _BLOCK = 1 << 14  # windows read at a time
 
@@ -200,7 +200,7 @@ def _label(
         unknown = np.cumsum(np.concatenate([[0], store.tokens(region.contig) == N]))
         at = np.arange(region.start, region.stop - data.window + 1, data.stride or data.window)
         share = (inside[at + data.window] - inside[at]) / data.window
-        clear = unknown[at + data.window] - unknown[at] <= _MAX_UNKNOWN * data.window
+        clear = unknown[at + data.window] - unknown[at] <= MAX_UNKNOWN * data.window
         kept = clear & ((share >= data.min_overlap) | (share == 0))
         starts.append(at[kept] + contig.offset)
         labels.append((share[kept] > 0).astype(np.uint8))
