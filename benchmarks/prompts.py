@@ -7,7 +7,7 @@
 The last line needs a GPU and no more than PyTorch, Lightning, numpy, scipy and torchaudio. The recipe's steps are made
 as many as --minutes allow, by the time that a step takes there, so that its schedule ends with them. Test clips are
 those that the names choose, never seen in training. The run folder is --out, its sounds lie in --out/samples:
-``import-run run=<out>`` brings all of it into MLflow, with players.
+``import-run run=<out>`` brings all of it into MLflow, with players. --tgz packs that folder without its checkpoints.
 
 Four sounds are drawn from silence, and four go on from the first second of test clips. What can be counted of them
 stands beside the same of test clips: loudness, quiet 10 ms, frames with a pitch and its median, the spectrum's centre,
@@ -16,6 +16,7 @@ and how surprised the model is by them: a model that draws what it knows is as s
 
 import argparse
 import json
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from domains.audio.store import AudioStore
 from domains.audio.tokens import encode
 from domains.audio.train import train
 from domains.audio.trained import LoadedModel, load_model
+from domains.files import atomic_file
 from domains.folder import write_json
 from domains.hardware import choose_device, describe_hardware, describe_versions
 from domains.settings import from_dict, read_yaml, to_dict
@@ -115,7 +117,25 @@ def counted(samples: np.ndarray, loaded: LoadedModel) -> dict[str, float]:
     return describe(samples, loaded.sound.rate) | {"bits_per_sample": round(float(bits.mean()), 3)}
 
 
-def run(config: TrainConfig, out: Path, minutes: float | None, json_path: Path, commit: str | None) -> dict[str, Any]:
+def pack(folder: Path, target: Path) -> None:
+    """A run folder without its checkpoints as one file."""
+
+    def kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if "checkpoints" in Path(entry.name).parts else entry
+
+    with atomic_file(target) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        archive.add(folder, arcname=folder.name, filter=kept)
+
+
+def run(
+    config: TrainConfig,
+    out: Path,
+    json_path: Path,
+    commit: str | None,
+    *,
+    minutes: float | None = None,
+    max_samples: int | None = None,
+) -> dict[str, Any]:
     """Everything, into ``json_path``; what is done is written as soon as it is."""
     device = choose_device(config.trainer.accelerator)
     store = AudioStore.open(config.data.store)
@@ -134,9 +154,11 @@ def run(config: TrainConfig, out: Path, minutes: float | None, json_path: Path, 
         "samples_per_second": round(samples / seconds),
         "metrics": {name: value for name, value in done.metrics.items() if not name.startswith("health/")},
     }
-    result: dict[str, Any] = {**place, "settings": to_dict(config), "trained": trained}
+    settings = to_dict(replace(config, data=replace(config.data, store=Path(config.data.store).name)))
+    result: dict[str, Any] = {**place, "settings": settings, "trained": trained}
     write_json(json_path, result)
-    found = evaluate(done.model_dir, store, EvaluateConfig(), device=config.trainer.accelerator, progress=False)
+    scope = EvaluateConfig(max_samples=max_samples)
+    found = evaluate(done.model_dir, store, scope, device=config.trainer.accelerator, progress=False)
     print(found.table(), flush=True)
     result["evaluation"] = found.to_dict()
     write_json(json_path, result)
@@ -154,12 +176,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the run folder; sounds go into samples/ in it")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--minutes", type=float, help="of training; without it, the recipe's steps")
+    parser.add_argument("--max-samples", type=int, help="of the test clips that are scored; all without it")
+    parser.add_argument("--tgz", type=Path, help="pack the run folder into this file")
     parser.add_argument("--commit", help="commit that is measured, where there is no checkout (40 hexadecimal digits)")
     arguments = parser.parse_args()
     config = from_dict(TrainConfig, read_yaml(arguments.config), str(arguments.config))
     torch.manual_seed(config.seed)
     commit = measured_commit(arguments.commit, True)
-    result = run(config, arguments.out, arguments.minutes, arguments.json, commit)
+    limits = {"minutes": arguments.minutes, "max_samples": arguments.max_samples}
+    result = run(config, arguments.out, arguments.json, commit, **limits)
+    if arguments.tgz:
+        pack(arguments.out, arguments.tgz)
     for row in result["sounds"]:
         print(json.dumps(row))
     print(f"written to {arguments.json}; sounds in {arguments.out / 'samples'}")

@@ -158,6 +158,28 @@ def predict(
     )
 
 
+def load_streams(
+    model_dir: Path | str, *, slots: int, config: EndpointConfig | None = None, device: str = "auto"
+) -> SoundStreams:
+    """A classifier that listens: recordings are opened in it, fed in blocks of any size, and closed.
+
+    Args:
+        model_dir: a model folder of a classifier in one direction.
+        slots: how many recordings can be open at a time.
+        config: what a sound is.
+        device: auto, cpu or gpu.
+
+    Raises:
+        UserError: the model cannot stream, or a setting makes no sense.
+    """
+    loaded = load_model(model_dir, str(choose_device(device)), (CLASSIFY, SPECTROGRAM))
+    assert not isinstance(loaded.model, Generator)
+    longest = loaded.config.data.max_seconds
+    return SoundStreams(
+        loaded.model, loaded.sound.labels, loaded.sound.rate, slots=slots, config=config, longest_seconds=longest
+    )
+
+
 def check_predict(config: PredictConfig) -> None:
     """Make sure that the settings make sense; a UserError names the first that does not."""
     check_endpoints(config)

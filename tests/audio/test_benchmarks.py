@@ -1,6 +1,7 @@
 """The experiments on the prompts and on music, on small made sounds."""
 
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +74,12 @@ def test_prompts_are_trained_scored_and_drawn(
     monkeypatch.setattr(prompts, "SOUNDS", 2)
     short = replace(config, data=replace(config.data, test=["0.wav", "2.wav"], rate=RATE))
     monkeypatch.setattr(prompts, "PROMPT", 0.05)
-    prompts.run(short, tmp_path / "run", 0.01, tmp_path / "found.json", COMMIT)
+    prompts.run(short, tmp_path / "run", tmp_path / "found.json", COMMIT, minutes=0.01)
+    prompts.pack(tmp_path / "run", tmp_path / "run.tgz")
+    with tarfile.open(tmp_path / "run.tgz") as archive:
+        packed = {name for name in archive.getnames() if "." in Path(name).name}
+    written = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "run").rglob("*.*")}
+    assert packed == {name for name in written if "checkpoints" not in name} != written
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["trained"]["steps"] == found["settings"]["trainer"]["max_steps"] >= 10
     assert found["trained"]["samples"] == 256 * found["trained"]["steps"]

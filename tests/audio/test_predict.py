@@ -15,8 +15,7 @@ from domains.audio import io, recordings
 from domains.audio import predict as prediction
 from domains.audio.config import PredictConfig, SourceConfig
 from domains.audio.io import inspect_clip, read_clip
-from domains.audio.predict import Prediction, predict
-from domains.audio.stream import SoundStreams
+from domains.audio.predict import Prediction, load_streams, predict
 from domains.audio.trained import load_model
 from domains.audio.whole import clip_probabilities
 from domains.errors import UserError
@@ -55,9 +54,8 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 def streamed(model: Path, path: Path, **settings: Any) -> list[dict[str, str]]:
     """What one stream says of a file that it is given in one block."""
-    loaded, info = load_model(model), inspect_clip(path)
-    config = PredictConfig(**settings)
-    streams = SoundStreams(loaded.model, LABELS, RATE, slots=1, config=config, longest_seconds=2.0)  # type: ignore[arg-type]
+    info = inspect_clip(path)
+    streams = load_streams(model, slots=1, config=PredictConfig(**settings), device="cpu")
     streams.open("x", info.rate)
     block = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(axis=1)
     segments = streams.feed({"x": block})["x"].segments + streams.close("x").segments
@@ -271,3 +269,10 @@ def test_a_long_recording_takes_the_memory_of_a_few_blocks(model: Path, tmp_path
     tracemalloc.stop()
     assert done.sounds == minutes
     assert peak < 9e6 < 4 * minutes * 60 * RATE  # that is the whole as float32
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_what_the_cpu_says(model: Path, incoming: Path, tmp_path: Path) -> None:
+    run(model, incoming, tmp_path / "cpu", frames=True)
+    predict(model, SourceConfig(root=str(incoming)), tmp_path / "gpu", PredictConfig(frames=True), device="gpu")
+    close(rows(tmp_path / "gpu"), rows(tmp_path / "cpu"))
