@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,12 +25,19 @@ class CausalScores:
         model: in evaluation mode.
         store: the genome.
         chunk: bases a call.
+        both_strands: whether each base is read on both, one after the other.
+
+    Attributes:
+        strands: those that are read, False the forward one; each has a spool of its own.
     """
 
-    def __init__(self, model: CausalLM, store: GenomeStore, chunk: int) -> None:
+    settings: ClassVar[dict[str, Any]] = {}  # what decides scores beside model and genome, but for rounding
+
+    def __init__(self, model: CausalLM, store: GenomeStore, chunk: int, both_strands: bool) -> None:
         self._model = model
         self._store = store
         self._chunk = chunk
+        self.strands = (False, True) if both_strands else (False,)
 
     def fill(self, pieces: Sequence[Piece], spool: Spool, reverse: bool, progress: Progress) -> None:
         """Bring a spool to its end: a row for each base of the pieces."""
@@ -40,7 +48,7 @@ class CausalScores:
                 progress(len(scores))
             return
         done = 0
-        for together in _packs(pieces, reverse, self._chunk):
+        for together in packs(pieces, reverse, self._chunk):
             bases = sum(piece.length for piece in together)
             done += bases
             if done > spool.rows:
@@ -52,6 +60,10 @@ class CausalScores:
         if reverse and len(pieces) == 1:
             return spool.read(spool.rows - stop, spool.rows - start)[::-1]
         return spool.read(start, stop)
+
+    def facts(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """What the manifest says of a part beside its scores: nothing."""
+        return {}
 
     def _stream(
         self, piece: Piece, reverse: bool, done: int = 0, state: State | None = None
@@ -92,7 +104,7 @@ class CausalScores:
         return read(-piece.lead, piece.length)
 
 
-def _packs(pieces: Sequence[Piece], reverse: bool, most: int) -> Iterator[list[Piece]]:
+def packs(pieces: Sequence[Piece], reverse: bool, most: int) -> Iterator[list[Piece]]:
     """Runs of pieces that are read in one call: as many as have ``most`` bases together, or one that has more."""
     pack: list[Piece] = []
     size = 0

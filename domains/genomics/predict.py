@@ -22,6 +22,8 @@ from domains.errors import UserError
 from domains.files import atomic_file
 from domains.genomics.config import PredictConfig
 from domains.genomics.evaluate import check_chunk
+from domains.genomics.masked_parts import MaskedScores
+from domains.genomics.masked_windows import check_masked
 from domains.genomics.metrics import BitsPerBase
 from domains.genomics.model import LoadedModel, load_model
 from domains.genomics.part_runner import Run, Work, check_division, run_parts
@@ -34,6 +36,7 @@ from domains.genomics.tracks import Table, check_bigwig, write_bigwig
 from domains.hardware import choose_device
 from domains.manifest import Manifest, Plan, make_entry
 from domains.shards import Shard
+from mamba_core import MaskedLM
 
 TRACKS = ("bedgraph", "bigwig")
 BIGWIG = "scores.bw"
@@ -82,11 +85,12 @@ def predict(
     device: str = "auto",
     progress: bool = True,
 ) -> Prediction:
-    """Score every base of a genome given all the bases before it on its contig.
+    """Score every base of a genome given all the bases before it on its contig; by a masked model, those around it.
 
     Columns of the Parquet files: ``contig``, ``position`` (0-based), ``base``, ``log_likelihood`` (nats, null where
     the base is unknown), ``soft_mask`` where the genome has a repeat mask. With ``both_strands`` the log-likelihood is
-    the mean of ``log_likelihood_forward`` and ``log_likelihood_reverse``, which stand beside it. bedGraph rows hold the
+    the mean of ``log_likelihood_forward`` and ``log_likelihood_reverse``, which stand beside it (of a masked model, the
+    logarithm of the mean of both probabilities, which stands alone). bedGraph rows hold the
     log-likelihood, rounded to 4 decimals, of each known base; bigWig holds it unrounded.
 
     Args:
@@ -110,7 +114,7 @@ def predict(
     places = loaded.path.resolve(), store.path.resolve(), Path(out).resolve()
     run = Run(
         out=Path(out),
-        plan=_plan(loaded, store, config),
+        plan=_plan(loaded, store, config, scoring.settings),
         parts=parts,
         work=scoring,
         open_work=partial(open_scoring, places, config, chosen),
@@ -131,7 +135,7 @@ def predict(
         missing=ran.missing,
         shard=ran.shard,
         unit="contigs" if [part.name for part in parts] == store.names else "parts",
-        notes=_notes(store, config),
+        notes=_notes(loaded, store, config),
     )
 
 
@@ -145,6 +149,7 @@ def check_request(config: PredictConfig) -> None:
     if config.block is not None:
         check_range("block", config.block, 1)
     check_range("warmup", config.warmup, 0, MANY)
+    check_masked(config)
 
 
 class PartScoring:
@@ -162,8 +167,8 @@ class PartScoring:
         self._store = store
         self._out = out
         self._config = config
-        self._scores = CausalScores(loaded.causal, store, config.chunk)
-        self.strands = (False, True) if config.both_strands else (False,)
+        self._scores = open_scores(loaded, store, config)
+        self.strands, self.settings = self._scores.strands, self._scores.settings
         self.kinds = ("parquet", "bedgraph") if "bedgraph" in config.tracks else ("parquet",)
 
     def __call__(self, part: Part, unfinished: Path, progress: Progress) -> dict[str, Any]:
@@ -177,7 +182,7 @@ class PartScoring:
                 partial(self._scores.read, found, spool, reverse)
                 for spool, reverse in zip(spools, self.strands, strict=True)
             ]
-            entry = self._write(part, reads, progress)
+            entry = self._write(part, reads, progress) | self._scores.facts(found)
             for spool in spools:
                 spool.remove()
         return entry
@@ -192,6 +197,8 @@ class PartScoring:
             part.name,
             self._config.chunk,
             self._config.warmup,
+            self._config.both_strands,
+            self._scores.settings,
             device,
             torch.__version__,
         ]
@@ -211,7 +218,7 @@ class PartScoring:
                     bedgraph[0] if bedgraph else None,
                     self._store,
                     part,
-                    self._config.both_strands,
+                    len(reads) > 1,
                     self._loaded.hash,
                 )
             )
@@ -225,13 +232,20 @@ class PartScoring:
         return make_entry(self._out, names, facts if total.bases else facts | {"bits_per_base": None})
 
 
+def open_scores(loaded: LoadedModel, store: GenomeStore, config: PredictConfig) -> CausalScores | MaskedScores:
+    """What makes scores, by the kind of the model."""
+    if isinstance(loaded.model, MaskedLM):
+        return MaskedScores(loaded.model, store, config)
+    return CausalScores(loaded.causal, store, config.chunk, config.both_strands)
+
+
 def open_scoring(places: tuple[Path, Path, Path], config: PredictConfig, device: str) -> Work:
     """The work of another process, which reads model and genome for itself; ``places``: model, store, out."""
     model, store, out = places
     return PartScoring(load_model(model, device), GenomeStore.open(store), out, config)
 
 
-def _plan(loaded: LoadedModel, store: GenomeStore, config: PredictConfig) -> Plan:
+def _plan(loaded: LoadedModel, store: GenomeStore, config: PredictConfig, settings: dict[str, Any]) -> Plan:
     """What scores of this job have in common, so that others are told from them."""
     return Plan(
         holds="scores",
@@ -243,7 +257,7 @@ def _plan(loaded: LoadedModel, store: GenomeStore, config: PredictConfig) -> Pla
             "lower_case_bases": sum(contig.lower for contig in store.contigs) if store.has_soft_mask else 0,
             "circular_contigs": sum(contig.circular for contig in store.contigs),
         },
-        settings={"both_strands": config.both_strands, "block": config.block, "warmup": config.warmup},
+        settings={"both_strands": config.both_strands, "block": config.block, "warmup": config.warmup} | settings,
         notes={"source": store.source_name, "model_folder": str(loaded.path)},
         endings=tuple(_ENDINGS.values()),
     )
@@ -258,9 +272,9 @@ def _finish(store: GenomeStore, parts: list[Part], config: PredictConfig, manife
         manifest.record_whole(BIGWIG, {"values": values})
 
 
-def _notes(store: GenomeStore, config: PredictConfig) -> list[str]:
+def _notes(loaded: LoadedModel, store: GenomeStore, config: PredictConfig) -> list[str]:
     rings = [contig.name for contig in store.contigs if contig.circular]
-    if not rings or config.warmup:
+    if not rings or config.warmup or isinstance(loaded.model, MaskedLM):
         return []
     shown = f"{rings[0]}{', ...' if len(rings) > 1 else ''}"
     return [

@@ -120,7 +120,8 @@ GENOMICS = Domain(
             "What is done already is skipped, in the middle of a contig too, so the same line goes on after an "
             "interruption. Beyond 1,000 contigs small ones share files. The work may be divided: over shards, such as "
             "the tasks of a SLURM array, of which the last to end completes the folder, or over a Ray cluster; the "
-            "files are the same to the byte. A shard is made of whole contigs, unless block cuts them.",
+            "files are the same to the byte. A shard is made of whole contigs, unless block cuts them. A masked model "
+            "reads windows with a halo, and the manifest says how far a wider halo would move its scores.",
             options=(
                 _MODEL,
                 _FASTA,
@@ -131,6 +132,8 @@ GENOMICS = Domain(
                 ("block", "cut longer contigs into blocks of so many bases, which do not know of each other (whole)"),
                 ("warmup", "bases read before each block, and before the start of circular contigs (0)"),
                 ("chunk", "bases at a time (16384); changes memory and speed, not the result"),
+                ("mask_every", "of a masked model: each of so many readings hides every so many-th base (8)"),
+                ("windows.halo", "of a masked model: bases that are read on either side of a window (2048)"),
                 _DEVICE,
             ),
             examples=(

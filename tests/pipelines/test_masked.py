@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.pipelines.conftest import TINY, Cli
@@ -37,6 +39,33 @@ def test_trained_and_evaluated_beside_two_sided_models(cli: Cli, workspace: Path
         "error: run/model: is a masked model; this wants one that predicts the next base (task=causal)"
     ]
     assert not (workspace / "sample.fa").exists()
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "post-hoc", "causal"])
+def test_a_genome_and_its_reverse_complement_get_the_same_scores(cli: Cli, workspace: Path, kind: str) -> None:
+    """By construction; or, of models that are not symmetric, by the mean of both strands."""
+    task = {"symmetric": ("task=mlm", "backbone=bimamba2_rc"), "post-hoc": ("task=mlm", "backbone=bimamba2")}
+    both = f"both_strands={str(kind != 'symmetric').lower()}"
+    words = [*TINY, *task.get(kind, ()), "trainer.optimizer.learning_rate=3e-2", "run.dir=run", "tracking=off"]
+    done = cli("train", *(word for word in words if not word.startswith("tracking.")))
+    assert done.code == 0, done.err
+    contigs = (workspace / "made.fa").read_text().split(">")[1:]
+    turned = []
+    for contig in contigs:
+        name, sequence = contig.split()
+        turned.append(f">{name}\n{sequence[::-1].translate(str.maketrans('ACGT', 'TGCA'))}\n")
+    (workspace / "turned.fa").write_text("".join(turned))
+    found = []
+    for fasta in ("made.fa", "turned.fa"):
+        out = f"scores-{fasta}"
+        done = cli(
+            "predict", "model=run/model", f"data.fasta={fasta}", f"out={out}", both, "device=cpu", "tracking=off"
+        )
+        assert done.code == 0, done.err
+        frame = pq.read_table(workspace / out / "c2.parquet").to_pandas()
+        found.append(frame.log_likelihood.to_numpy())
+    assert np.ptp(found[0]) > 0.1
+    np.testing.assert_allclose(found[1][::-1], found[0], atol=2e-5)
 
 
 def test_a_mistake_in_task_or_backbone_is_one_line(cli: Cli, workspace: Path) -> None:
