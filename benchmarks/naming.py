@@ -2,8 +2,8 @@
 
     python -m pipelines.audio train experiment=drums data.store=<store> run.export=drums.yaml
     python -m pipelines.audio train experiment=drums_spectrogram data.store=<store> run.export=spectrogram.yaml
-    python benchmarks/naming.py --recipe raw=drums.yaml --recipe spectrogram=spectrogram.yaml --json drums_h100.json
-    python benchmarks/naming.py --table benchmarks/results/drums_h100.json
+    python benchmarks/naming.py --recipe raw=drums.yaml --recipe spectrogram=spectrogram.yaml --json drums_h200.json
+    python benchmarks/naming.py --table benchmarks/results/drums_h200.json
 
 Drums: one fold for each kit, which is tested on by models that were trained on all others (the smallest other one
 watches their training). Dialogue, whose 71 levels are many, wants the one split of its recipe: --folds 1.
@@ -193,6 +193,11 @@ def _interval(found: Mapping[str, Any]) -> str:
     return f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]{shown}"
 
 
+def _portable(config: TrainConfig) -> dict[str, Any]:
+    """The settings of a recipe, its store by name alone."""
+    return flatten(to_dict(config)) | {"data.store": Path(config.data.store).name}
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -232,7 +237,7 @@ def main() -> int:
         "commit": commit,
         **trained_on(jobs),
         "folds": arguments.folds,
-        "settings": {name: flatten(to_dict(config)) for name, config in recipes.items()},
+        "settings": {name: _portable(config) for name, config in recipes.items()},
         "recipes": {name: pooled.to_dict() for name, pooled in found.items()},
         "between": between(found, arguments.resamples),
     }
