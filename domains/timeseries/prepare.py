@@ -220,6 +220,7 @@ def _gather(
             if late:
                 rejects.counts[UNSORTED] += late
             if len(again):
+                _check_one_series(rows, again, contradicts, tables, source)
                 _reject_duplicates(name, again, contradicts, tables, aware, rejects)
             reason = _static_reason(which, source, layout) or series_reason(rows["target"], source.min_rows)
             if reason:
@@ -232,6 +233,20 @@ def _gather(
 def _static_reason(which: int, source: SourceConfig, layout: Layout) -> str | None:
     changes = np.flatnonzero(layout.lowest[which] < layout.highest[which])
     return f"static covariate {source.static[changes[0]]} changes" if len(changes) else None
+
+
+def _check_one_series(
+    rows: np.ndarray, again: np.ndarray, contradicts: np.ndarray, tables: list[Table], source: SourceConfig
+) -> None:
+    """Make sure that a table without names is the one series that it is taken for: where most stamps come again with
+    other values it is several, and the column that tells them apart goes by another name."""
+    table = tables[int(again["file"][0])]
+    if not table.named and contradicts.sum() >= len(rows):
+        raise UserError(
+            f"{table.path}: has no column {source.id!r} (data.id), so it is one series, but {contradicts.sum():,} of "
+            f"its {len(rows) + len(again):,} rows contradict others of the same stamp; name the column of the series "
+            "as data.id"
+        )
 
 
 def _reject_duplicates(

@@ -59,16 +59,19 @@ def refitted(
 ) -> Iterator[Iterator[LoadedModel]]:
     """Models for the blocks: for the first ``loaded``, for each other one trained anew, as it was, up to that block.
 
-    The validation part moves along and keeps its length in time. A model is trained when it is asked for; what it
-    leaves on disk is gone with the context.
+    The validation part moves along and keeps its length in time. The embargo is no longer than the rows behind the
+    block's first cut-off allow: a run wants a test part, though this one's is never used. A model is trained when it is
+    asked for; what it leaves on disk is gone with the context.
     """
 
     def models() -> Iterator[LoadedModel]:
         yield loaded
         for number, block in enumerate(blocks[1:], 1):
             border = block.first + 1  # the row of the first cut-off is known
+            left = [int((store.time[store.series(i)] >= border).sum()) for i in range(len(store))]
             data = replace(
                 loaded.config.data,
+                embargo=min(splits.embargo, max(left) - splits.horizon),
                 store=str(store.path),
                 test=for_people(border),
                 validation=for_people(splits.validation + border - splits.test),

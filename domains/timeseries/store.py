@@ -11,7 +11,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,7 @@ def prepare_store(source: SourceConfig, progress: bool = True) -> SeriesStore:
     empty = [path for path, table in opened.items() if not table]
     if not tables:
         raise UserError(f"{source.path}: holds no rows; give a table with a header and rows")
-    _check_stems(tables)
+    _check_stems(tables, source.id)
     sweep_partials(root)
     key = store_key(FORMAT, _settings(source), *(_content(path, opened[path]) for path in files))
     found = find_by_key(root, key)
@@ -263,9 +263,16 @@ def _stem(path: str) -> str:
     return name or re.sub(r"[*?[\].]", "", Path(path).parent.name) or "series"
 
 
-def _check_stems(tables: Iterable[Table]) -> None:
+def _check_stems(tables: Sequence[Table], column: str) -> None:
+    """Make sure that all tables name their series, or none does and each is a series of its own."""
     seen: dict[str, Path] = {}
+    named = next((table.path for table in tables if table.named), None)
     for table in tables:
+        if not table.named and named is not None:
+            raise UserError(
+                f"{table.path}: has no column {column!r} (data.id), which {named} has; add it, or give files alone "
+                "that have it"
+            )
         if not table.named and table.stem in seen:
             raise UserError(
                 f"{table.path}: has no column of series names, and {seen[table.stem]} would be a series of the same "

@@ -15,6 +15,7 @@ from domains.timeseries.calibration import Calibrator
 from domains.timeseries.config import LEVELS, EvaluateConfig, ForecastConfig
 from domains.timeseries.evaluate import CALIBRATED, MODEL, SHIPPED, Evaluation, evaluate, unit_of
 from domains.timeseries.history import cumulated
+from domains.timeseries.refit import Block, refitted
 from domains.timeseries.splits import splits_from_dict
 from domains.timeseries.store import SeriesStore, prepare_store
 from domains.timeseries.stream import forecasts, walk_series
@@ -165,7 +166,7 @@ def test_baselines_are_fitted_anew_at_the_start_of_each_block(
 def test_the_model_is_trained_anew_at_the_start_of_each_block(
     prices: Path, trained: Path, store: SeriesStore, found: Evaluation, tmp_path: Path
 ) -> None:
-    refitted = run(trained, store, refit_every=60, refit_model=True)
+    anew = run(trained, store, refit_every=60, refit_model=True)
     stamps = np.unique(found.outcomes.time)
     border = (stamps[60] + 1).astype("datetime64[us]")
     was = {name: np.datetime64(load_model(trained).splits[name], "us") for name in ("validation", "test")}
@@ -178,11 +179,22 @@ def test_the_model_is_trained_anew_at_the_start_of_each_block(
         rows = np.flatnonzero(np.isin(history.time, found.outcomes.time[own]))
         said = walk_series(loaded.model, loaded.scaler, store, i, rows, 4096)
         wanted = forecasts(loaded.model, said, np.array(LEVELS))
-        assert np.array_equal(refitted.found[MODEL].quantiles[own], wanted.quantiles)
-        assert np.array_equal(refitted.found[SHIPPED].quantiles[own], loaded.calibration.apply(wanted.quantiles))
+        assert np.array_equal(anew.found[MODEL].quantiles[own], wanted.quantiles)
+        assert np.array_equal(anew.found[SHIPPED].quantiles[own], loaded.calibration.apply(wanted.quantiles))
     before = found.outcomes.time < stamps[60]
-    assert np.allclose(refitted.found[MODEL].quantiles[before], found.found[MODEL].quantiles[before], rtol=1e-5)
-    assert not np.allclose(refitted.found[MODEL].quantiles[~before], found.found[MODEL].quantiles[~before])
+    assert np.allclose(anew.found[MODEL].quantiles[before], found.found[MODEL].quantiles[before], rtol=1e-5)
+    assert not np.allclose(anew.found[MODEL].quantiles[~before], found.found[MODEL].quantiles[~before])
+
+
+def test_a_last_block_shorter_than_the_embargo_is_trained_for(trained: Path, store: SeriesStore) -> None:
+    loaded = load_model(trained)
+    splits = splits_from_dict(store, {**loaded.splits, "embargo": 6}, "")
+    every = [store.history(i) for i in range(len(store))]
+    stamps = np.unique(np.concatenate([one.time[len(one) - splits.horizon - 9 : -splits.horizon] for one in every]))
+    blocks = [Block(int(stamps[0]), int(stamps[-3])), Block(int(stamps[-3]), int(stamps[-1]) + 1)]
+    with refitted(loaded, store, splits, blocks, "cpu") as models:
+        _, last = models
+    assert last.splits["embargo"] == 2
 
 
 @pytest.mark.parametrize("chunk", [1, 50, 100_000])

@@ -259,6 +259,28 @@ def test_rows_out_of_order_and_twice(tmp_path):
     ]
 
 
+def test_several_series_whose_names_are_in_another_column(tmp_path):
+    frame = table(("a", "b", "c")).rename({"unique_id": "ticker"})
+    assert message(prepare, tmp_path, frame) == (
+        f"{tmp_path}/a.parquet: has no column 'unique_id' (data.id), so it is one series, but 10 of its 15 rows "
+        "contradict others of the same stamp; name the column of the series as data.id"
+    )
+    assert prepare(tmp_path, frame, id="ticker").names == ["a", "b", "c"]
+    twice = pl.concat([table(("a",)), table(("a",))]).drop("unique_id")  # of a single series, and nothing contradicts
+    assert prepare(tmp_path, twice).rejects["duplicate stamp"] == 5
+
+
+def test_files_of_which_some_name_their_series(tmp_path):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    table().write_parquet(folder / "a.parquet")
+    table().rename({"unique_id": "id"}).write_parquet(folder / "b.parquet")
+    assert message(prepare_store, source_of(tmp_path, folder)) == (
+        f"{folder}/b.parquet: has no column 'unique_id' (data.id), which {folder}/a.parquet has; add it, or give files "
+        "alone that have it"
+    )
+
+
 def test_rows_twice_that_differ_in_a_covariate_contradict(tmp_path):
     frame = pl.concat([table(("a",)), table(("a",)).with_columns(holiday=9.0)[3:4], table(("a",))[4:5]])
     store = prepare(tmp_path, frame, future=["holiday"])
