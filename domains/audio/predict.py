@@ -10,7 +10,7 @@ import io
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from domains.audio.clips import Found, Reject, Source, find_clips
 from domains.audio.config import PredictConfig, SourceConfig
+from domains.audio.done import file_stamp, labelled, look_up
 from domains.audio.endpoints import EndpointConfig, check_endpoints
 from domains.audio.io import ClipError, ClipInfo, inspect_clip, read_clip
 from domains.audio.label_tables import TABLES, FrameTables, open_table
@@ -31,7 +32,7 @@ from domains.audio.trained import CLASSIFY, SPECTROGRAM, LoadedModel, load_model
 from domains.audio.whole import clip_probabilities
 from domains.config import check_range
 from domains.errors import UserError
-from domains.files import atomic_file, file_sha256
+from domains.files import atomic_file
 from domains.hardware import choose_device
 from domains.manifest import Manifest, Plan, disk_errors, open_manifest
 
@@ -136,7 +137,7 @@ def predict(
     _check_model(job)
     found = _find(source, job.out)
     with open_manifest(job.out, _plan(job, found.where)) as manifest:
-        new, skipped, aside = _look_up(manifest, found)
+        new, skipped, aside = look_up(manifest, found)
         for reject in found.rejects:
             _tell(job, reject)
         with tqdm(total=len(new), desc="labelling", unit="file", delay=1, disable=not progress) as bar:
@@ -147,7 +148,7 @@ def predict(
                 bar.update(len(todo))
         with disk_errors(job.out):
             _write_rejects(job.out / REJECTS, aside)
-    entries = _labelled(manifest)
+    entries = labelled(manifest)
     return Prediction(
         job.out,
         [one.name for one in new if one.name in entries],
@@ -232,65 +233,12 @@ def _plan(job: _Job, where: Path) -> Plan:
     )
 
 
-def _labelled(manifest: Manifest) -> dict[str, dict[str, Any]]:
-    """What the manifest says of each recording that is labelled."""
-    return {name: entry for part in manifest.parts.values() for name, entry in part["recordings"].items()}
-
-
-def _look_up(manifest: Manifest, found: Found) -> tuple[list[Source], list[str], list[Reject]]:
-    """Recordings that are to be labelled, names of those that are, and what is kept aside already.
-
-    A part whose files were damaged is forgotten, and so are files that could not be used and have changed since.
-
-    Raises:
-        UserError: a recording has changed since it was labelled.
-    """
-    for name in [name for name in manifest.parts if not manifest.is_done(name)]:
-        del manifest.parts[name]
-    labelled = _labelled(manifest)
-    bad = {name: entry for part in manifest.parts.values() for name, entry in part["rejects"].items()}
-    new, skipped, aside = [], [], list(found.rejects)
-    for source in found.sources:
-        if source.name in labelled:
-            if not _is_same(source.path, labelled[source.name]):
-                raise UserError(
-                    f"{source.path}: has changed since its labels were written into {manifest.out}; choose another out "
-                    "folder, or give the file another name"
-                )
-            skipped.append(source.name)
-        elif source.name in bad and _is_same(source.path, bad[source.name]):
-            aside.append(Reject(source.name, bad[source.name]["reason"], bad[source.name]["detail"]))
-        else:
-            new.append(source)
-    return new, skipped, aside
-
-
-def _stamp(path: Path) -> dict[str, Any]:
-    """What tells whether a file is the one that it was; nothing when it cannot be read."""
-    try:
-        about = path.stat()
-        return {"bytes": about.st_size, "modified": about.st_mtime_ns, "sha256": file_sha256(path)}
-    except OSError:
-        return {}
-
-
-def _is_same(path: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether a file is the one of a manifest's entry; its content is looked at where size and time do not tell."""
-    try:
-        about = path.stat()
-        if about.st_size != entry["bytes"]:
-            return False
-        return about.st_mtime_ns == entry["modified"] or file_sha256(path) == entry["sha256"]
-    except OSError:
-        return False
-
-
 def _parts(job: _Job, new: Sequence[Source]) -> Iterator[tuple[list[_Todo], list[_Aside]]]:
     """Recordings in groups that are labelled together, and what of each group cannot be read."""
     todo: list[_Todo] = []
     bad: list[_Aside] = []
     for source in new:
-        stamp = _stamp(source.path)
+        stamp = file_stamp(source.path)
         try:
             info = inspect_clip(source.path)
             if not job.causal and info.seconds > job.config.clip_seconds:
