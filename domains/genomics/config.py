@@ -102,6 +102,22 @@ class PredictConfig(DivisionConfig):
 
 
 @dataclass
+class EmbedConfig(DivisionConfig):
+    """Hidden states of a genome, a row for each window, base or region."""
+
+    per: str = "window"  # window | base | region
+    window: int = 1000  # bases of a window
+    layer: int | None = None  # residual stream behind so many layers; None: what the head sees
+    both_strands: bool = True  # mean of both strands
+    dtype: str = "float32"  # float32 | float16
+    context: int = 8192  # bases read before a region on each strand, or on both its sides by a masked model
+    chunk: int = 16384  # bases per call
+    block: int | None = None  # cut longer contigs into blocks of so many bases, which do not know of each other
+    warmup: int = 0  # bases read before each block, and before the start of circular contigs
+    windows: WindowsConfig = field(default_factory=WindowsConfig)  # of a masked model
+
+
+@dataclass
 class ScoreConfig:
     """Log-likelihood ratios of variants, the mean of both strands."""
 

@@ -169,6 +169,36 @@ GENOMICS = Domain(
             run=f"{_HERE}.commands:score",
         ),
         Command(
+            word="embed",
+            summary="Write what a model makes of windows, bases or regions, as vectors.",
+            about="Hidden states with coordinates, in Parquet: the mean over each window, base or region, and over "
+            "both strands. Contigs are streamed as in predict, in memory that does not grow with their length, and "
+            "the work may be divided and goes on after an interruption in the same ways. Single bases and both "
+            "strands take room on the disk meanwhile: 8 bytes a number.",
+            options=(
+                _MODEL,
+                _FASTA,
+                ("out", "folder of the embeddings"),
+                ("per", "window, base or region (window)"),
+                ("window", "bases of a window (1000)"),
+                ("data.regions", "BED, GFF3 or GTF file, for per=region; every row is a region"),
+                ("context", "bases read before a region on each strand, by a masked model on both sides (8192)"),
+                ("layer", "residual stream behind so many layers (what the head sees)"),
+                ("both_strands", "mean of both strands (true)"),
+                ("dtype", "float32 or float16 (float32)"),
+                *_DIVISION,
+                ("block", "cut longer contigs into blocks of so many bases, which do not know of each other (whole)"),
+                ("warmup", "bases read before each block, and before the start of circular contigs (0)"),
+                _DEVICE,
+            ),
+            examples=(
+                "embed model=runs/demo/model data.fasta=other.fa out=vectors/ window=500",
+                "embed model=runs/demo/model data.fasta=other.fa data.regions=genes.bed per=region out=vectors/",
+            ),
+            schema=f"{_HERE}.roots:EmbedRoot",
+            run=f"{_HERE}.commands:embed",
+        ),
+        Command(
             word="generate",
             summary="Sample DNA from a model.",
             about="Continues a prompt base by base, in constant memory and time for each, and writes FASTA whose "

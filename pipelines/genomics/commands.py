@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domains.folder import RunFolder
-from domains.genomics.config import DataConfig, EvaluateConfig, GenerateConfig, PredictConfig, ScoreConfig, TrainConfig
+from domains.genomics.config import (
+    DataConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    PredictConfig,
+    ScoreConfig,
+    TrainConfig,
+)
 from pipelines.cli import Invocation, Outcome
 from pipelines.commands import Training, evaluate_command, import_command, train_command
 from pipelines.config import ImportRunRoot, TrackingConfig, narrow
 from pipelines.genomics.roots import (
+    EmbedRoot,
     EvaluateRoot,
     GenerateRoot,
     PredictRoot,
@@ -174,6 +183,28 @@ def score(root: ScoreRoot, invocation: Invocation) -> Outcome:
     return Outcome(
         "\n".join([f"scores: {done.vcf} ({done.summary()}){before}", f"table: {done.table}", *listener.where]),
         (f"bcftools view -i 'SERP_LLR<-5' {done.vcf}, or read {done.table} with polars", *listener.look),
+    )
+
+
+def embed(root: EmbedRoot, invocation: Invocation) -> Outcome:
+    """Windows, bases or regions of a file as vectors."""
+    from domains.genomics import embed as embedding
+    from domains.genomics.annotation.table import read_annotation
+    from domains.genomics.model import read_record
+    from domains.genomics.train import open_store
+    from pipelines.places import find_model, output_folder
+
+    place = find_model(root.model, root.tracking)
+    out = output_folder(root.out)
+    config = narrow(EmbedConfig, root)
+    embedding.check_request(config, bool(root.data.regions))
+    read_record(place.folder)  # a folder that is none is told before the files are read
+    regions = read_annotation(root.data.regions) if root.data.regions else None
+    store = open_store(DataConfig(fasta=root.data.fasta, stores=root.data.stores))
+    done = embedding.embed(place.folder, store, out, config, regions, device=root.device)
+    onward = f"read the Parquet files of {done.out} with polars"
+    return Outcome(
+        f"embeddings: {done.out} ({done.summary()})", (_onward(out, done.missing, ()) if done.missing else onward,)
     )
 
 

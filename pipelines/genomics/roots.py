@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from domains.genomics.config import EvaluateConfig, GenerateConfig, PredictConfig, ScoreConfig, TrainConfig
+from domains.genomics.config import EmbedConfig, EvaluateConfig, GenerateConfig, PredictConfig, ScoreConfig, TrainConfig
 from pipelines.config import REQUIRED, RunConfig, TrackingConfig
 
 
@@ -65,6 +65,24 @@ class PredictRoot(PredictConfig):
     out: str = REQUIRED  # folder
     device: str = "auto"
     data: RequiredSource = field(default_factory=RequiredSource)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class RegionSource(RequiredSource):
+    """A genome and, if wanted, regions of it."""
+
+    regions: str = ""  # BED, GFF3 or GTF (plain, gzip, bgzip): every row is a region
+
+
+@dataclass
+class EmbedRoot(EmbedConfig):
+    """Windows, bases or regions of a genome as vectors."""
+
+    model: str = REQUIRED  # a model folder, or an MLflow run id
+    out: str = REQUIRED  # folder
+    device: str = "auto"
+    data: RegionSource = field(default_factory=RegionSource)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
