@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from domains.errors import UserError
 from domains.folder import RunFolder
 from domains.genomics.config import (
     DataConfig,
@@ -192,13 +193,16 @@ def embed(root: EmbedRoot, invocation: Invocation) -> Outcome:
     from domains.genomics.annotation.table import read_annotation
     from domains.genomics.model import read_record
     from domains.genomics.train import open_store
+    from pipelines.genomics.annotation import KINDS
     from pipelines.places import find_model, output_folder
 
     place = find_model(root.model, root.tracking)
     out = output_folder(root.out)
     config = narrow(EmbedConfig, root)
     embedding.check_request(config, bool(root.data.regions))
-    read_record(place.folder)  # a folder that is none is told before the files are read
+    kind = read_record(place.folder).config.task.kind  # a folder that is none is told before the files are read
+    if kind in KINDS:
+        raise UserError(f"{place.folder}: is a model of task={kind}; embed with the pre-trained model it was made from")
     regions = read_annotation(root.data.regions) if root.data.regions else None
     store = open_store(DataConfig(fasta=root.data.fasta, stores=root.data.stores))
     done = embedding.embed(place.folder, store, out, config, regions, device=root.device)

@@ -191,6 +191,22 @@ def test_predict_in_the_tasks_of_a_slurm_array(
         assert path.read_bytes() == Path("whole", path.name).read_bytes()
 
 
+def test_embed_windows_and_regions(cli: Cli, workspace: Path, run_folder: Path) -> None:
+    words = ["embed", f"model={run_folder / 'model'}", "data.fasta=made.fa", "device=cpu"]
+    done = cli(*words, "out=vectors", "window=500")
+    assert done.code == 0
+    assert done.out.startswith("embeddings: vectors (15 rows of 16 numbers)\nnext: read the Parquet files of vectors with polars")
+    frame = pd.read_parquet("vectors/c3.parquet")
+    assert frame[["start", "end"]].to_numpy().tolist() == [[0, 500], [500, 1000], [1000, 1500]]
+    assert "5 parts done before" in cli(*words, "out=vectors", "window=500").out
+    Path("genes.gff3").write_text("##gff-version 3\nc2\t.\tgene\t11\t20\t.\t-\t.\tID=g\n")
+    assert cli(*words, "out=genes", "per=region", "data.regions=genes.gff3").code == 0
+    (row,) = pd.concat(map(pd.read_parquet, Path("genes").glob("*.parquet"))).itertuples()
+    assert (row.contig, row.start, row.end, row.line, row.strand) == ("c2", 10, 20, 2, "-")
+    done = cli(*words, "out=more", "per=region")
+    assert done.errors == ["error: per=region and data.regions: give data.regions=<BED, GFF3 or GTF file>"]
+
+
 def test_import_run_records_a_run_from_elsewhere_once(cli: Cli, workspace: Path, run_folder: Path) -> None:
     for _ in range(2):
         done = cli("import-run", f"run={run_folder}")
