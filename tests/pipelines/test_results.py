@@ -195,7 +195,9 @@ def test_embed_windows_and_regions(cli: Cli, workspace: Path, run_folder: Path) 
     words = ["embed", f"model={run_folder / 'model'}", "data.fasta=made.fa", "device=cpu"]
     done = cli(*words, "out=vectors", "window=500")
     assert done.code == 0
-    assert done.out.startswith("embeddings: vectors (15 rows of 16 numbers)\nnext: read the Parquet files of vectors with polars")
+    assert done.out.startswith(
+        "embeddings: vectors (15 rows of 16 numbers)\nnext: read the Parquet files of vectors with polars"
+    )
     frame = pd.read_parquet("vectors/c3.parquet")
     assert frame[["start", "end"]].to_numpy().tolist() == [[0, 500], [500, 1000], [1000, 1500]]
     assert "5 parts done before" in cli(*words, "out=vectors", "window=500").out
