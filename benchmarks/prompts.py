@@ -9,7 +9,7 @@ as many as --minutes allow, by the time that a step takes there, so that its sch
 those that the names choose, never seen in training. The run folder is --out, its sounds lie in --out/samples:
 ``import-run run=<out>`` brings all of it into MLflow, with players. --tgz packs that folder without its checkpoints.
 
-Four sounds are drawn from silence, and four go on from the first second of test clips. What can be counted of them
+Four sounds of --seconds are drawn from silence, and four go on from the first quarter of that of test clips. What can be counted of them
 stands beside the same of test clips: loudness, quiet 10 ms, frames with a pitch and its median, the spectrum's centre,
 and how surprised the model is by them: a model that draws what it knows is as surprised by it as by real speech.
 """
@@ -41,8 +41,7 @@ from domains.hardware import choose_device, describe_hardware, describe_versions
 from domains.settings import from_dict, read_yaml, to_dict
 
 SOUNDS = 4  # of each kind
-SECONDS = 4.0  # of a sound, its prompt included
-PROMPT = 1.0  # s
+PROMPT = 0.25  # of a sound that goes on from one
 PITCH = (60.0, 400.0)  # Hz
 FRAME = 0.04  # s, of a pitch
 VOICED = 0.5  # least autocorrelation at a pitch
@@ -79,26 +78,28 @@ def pitch(frames: np.ndarray, rate: int) -> np.ndarray:
     return np.where(height > VOICED, rate / best, np.nan)
 
 
-def drawn_sounds(loaded: LoadedModel, store: AudioStore, folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def drawn_sounds(
+    loaded: LoadedModel, store: AudioStore, folder: Path, seconds: float
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Draw, write, and count; and samples a second of all sounds together."""
-    test = [clip for clip in loaded.splits.clips(store, "test") if store.clips[clip].length > SECONDS * store.rate]
+    test = [clip for clip in loaded.splits.clips(store, "test") if store.clips[clip].length > seconds * store.rate]
     rows, speeds = [], {}
-    free = GenerateConfig(seconds=SECONDS, count=SOUNDS)
+    free = GenerateConfig(seconds=seconds, count=SOUNDS)
     started = time.perf_counter()
     drawn = draw_sounds(loaded, np.zeros(0), free)
     speeds[f"{SOUNDS} sounds"] = round(drawn.samples.size / (time.perf_counter() - started))
     rows += told("from silence", drawn, list(write_sounds(folder, drawn, loaded, free, "free")), loaded)
     for number, clip in enumerate(test[:SOUNDS], start=1):
-        prompt = store.samples(clip, 0, round(PROMPT * store.rate))
-        length = SECONDS - PROMPT
-        settings = replace(free, prompt=store.clips[clip].name, prompt_seconds=PROMPT, seconds=length, count=1)
+        begun, length = PROMPT * seconds, (1 - PROMPT) * seconds
+        prompt = store.samples(clip, 0, round(begun * store.rate))
+        settings = replace(free, prompt=store.clips[clip].name, prompt_seconds=begun, seconds=length, count=1)
         started = time.perf_counter()
         drawn = draw_sounds(loaded, prompt, settings)
         speeds["1 sound"] = round(length * store.rate / (time.perf_counter() - started))
         paths = list(write_sounds(folder, drawn, loaded, settings, f"goes-on-{number}"))
         rows += told(f"goes on from {settings.prompt}", drawn, paths, loaded)
     for clip in test[:SOUNDS]:
-        samples = store.samples(clip, 0, round(SECONDS * store.rate))
+        samples = store.samples(clip, 0, round(seconds * store.rate))
         rows.append({"sound": f"real: {store.clips[clip].name}", **counted(samples, loaded)})
     return rows, speeds
 
@@ -135,6 +136,7 @@ def run(
     *,
     minutes: float | None = None,
     max_samples: int | None = None,
+    seconds: float = 4.0,
 ) -> dict[str, Any]:
     """Everything, into ``json_path``; what is done is written as soon as it is."""
     device = choose_device(config.trainer.accelerator)
@@ -145,13 +147,13 @@ def run(
     place = {"commit": commit, "hardware": describe_hardware(device), "versions": describe_versions()}
     started = time.perf_counter()
     done = train(config, out, progress=False)
-    seconds = time.perf_counter() - started
+    spent = time.perf_counter() - started
     samples = config.trainer.max_steps * samples_a_step(config)
     trained = {
         "steps": config.trainer.max_steps,
         "samples": samples,
-        "seconds": round(seconds, 1),
-        "samples_per_second": round(samples / seconds),
+        "seconds": round(spent, 1),
+        "samples_per_second": round(samples / spent),
         "metrics": {name: value for name, value in done.metrics.items() if not name.startswith("health/")},
     }
     settings = to_dict(replace(config, data=replace(config.data, store=Path(config.data.store).name)))
@@ -163,7 +165,7 @@ def run(
     result["evaluation"] = found.to_dict()
     write_json(json_path, result)
     loaded = load_model(done.model_dir, str(device))
-    sounds, speeds = drawn_sounds(loaded, store, out / "samples")
+    sounds, speeds = drawn_sounds(loaded, store, out / "samples", seconds)
     result |= {"sounds": sounds, "drawn_samples_per_second": speeds}
     write_json(json_path, result)
     return result
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the run folder; sounds go into samples/ in it")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--minutes", type=float, help="of training; without it, the recipe's steps")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a sound, its prompt included")
     parser.add_argument("--max-samples", type=int, help="of the test clips that are scored; all without it")
     parser.add_argument("--tgz", type=Path, help="pack the run folder into this file")
     parser.add_argument("--commit", help="commit that is measured, where there is no checkout (40 hexadecimal digits)")
@@ -183,8 +186,15 @@ def main() -> None:
     config = from_dict(TrainConfig, read_yaml(arguments.config), str(arguments.config))
     torch.manual_seed(config.seed)
     commit = measured_commit(arguments.commit, True)
-    limits = {"minutes": arguments.minutes, "max_samples": arguments.max_samples}
-    result = run(config, arguments.out, arguments.json, commit, **limits)
+    result = run(
+        config,
+        arguments.out,
+        arguments.json,
+        commit,
+        minutes=arguments.minutes,
+        max_samples=arguments.max_samples,
+        seconds=arguments.seconds,
+    )
     if arguments.tgz:
         pack(arguments.out, arguments.tgz)
     for row in result["sounds"]:

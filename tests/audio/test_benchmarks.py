@@ -70,11 +70,9 @@ def test_music_is_scored_at_every_context(config: TrainConfig, tmp_path: Path, m
 def test_prompts_are_trained_scored_and_drawn(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompts, "SECONDS", 0.1)
     monkeypatch.setattr(prompts, "SOUNDS", 2)
     short = replace(config, data=replace(config.data, test=["0.wav", "2.wav"], rate=RATE))
-    monkeypatch.setattr(prompts, "PROMPT", 0.05)
-    prompts.run(short, tmp_path / "run", tmp_path / "found.json", COMMIT, minutes=0.01)
+    prompts.run(short, tmp_path / "run", tmp_path / "found.json", COMMIT, minutes=0.01, seconds=0.1)
     prompts.pack(tmp_path / "run", tmp_path / "run.tgz")
     with tarfile.open(tmp_path / "run.tgz") as archive:
         packed = {name for name in archive.getnames() if "." in Path(name).name}
