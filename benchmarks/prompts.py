@@ -9,9 +9,10 @@ as many as --minutes allow, by the time that a step takes there, so that its sch
 those that the names choose, never seen in training. The run folder is --out, its sounds lie in --out/samples:
 ``import-run run=<out>`` brings all of it into MLflow, with players. --tgz packs that folder without its checkpoints.
 
-Four sounds of --seconds are drawn from silence, and four go on from the first quarter of that of test clips. What can be counted of them
-stands beside the same of test clips: loudness, quiet 10 ms, frames with a pitch and its median, the spectrum's centre,
-and how surprised the model is by them: a model that draws what it knows is as surprised by it as by real speech.
+Four sounds of --seconds are drawn from silence, and four go on from the first quarter of that of test clips. What can
+be counted of them stands beside the same of test clips: loudness, quiet 10 ms, frames with a pitch and its median, the
+spectrum's centre, and how surprised the model is by them: a model that draws what it knows is as surprised by it as by
+real speech.
 """
 
 import argparse
