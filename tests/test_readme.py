@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
+from pipelines.audio import AUDIO
 from pipelines.genomics import GENOMICS
 from pipelines.timeseries import TIMESERIES
 
@@ -57,7 +58,7 @@ def test_every_command_is_shown_and_none_that_there_is_not() -> None:
     shown: dict[str, set[str]] = {}
     for name, word in re.findall(r"python -m pipelines\.(\w+) ([a-z-]+)", README):
         shown.setdefault(name, set()).add(word)
-    words = {domain.name: set(domain.words) for domain in (GENOMICS, TIMESERIES)}
+    words = {domain.name: set(domain.words) for domain in (AUDIO, GENOMICS, TIMESERIES)}
     assert shown.keys() == words.keys()
     assert set.union(*shown.values()) == set.union(*words.values())
     for name, own in words.items():
