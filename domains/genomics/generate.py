@@ -1,5 +1,6 @@
 """Sampling DNA from a model: constant time and memory for each base."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from domains.genomics.config import GenerateConfig
 from domains.genomics.io import write_fasta
 from domains.genomics.model import load_model
 from domains.genomics.tokens import BASES, BOS, N, decode, describe_foreign, encode, find_foreign
-from domains.hardware import choose_device
+from domains.hardware import choose_device, describe_versions
 from mamba_core import CausalLM, GraphedStep, State
 
 _PREFILL = 65536  # bases of the prompt read in one call
 _MOST = 10_000  # sequences, sampled side by side: each has a state of its own in memory
+_SHOWN = 100  # bases of a prompt that a header spells out
 _ACGT = "give A, C, G and T alone"
 
 
@@ -35,15 +37,37 @@ def generate(
         UserError: a prompt that is not A, C, G, T alone, a setting out of range, or no model in ``model_dir``.
     """
     prompt = check_request(config)
-    loaded = load_model(model_dir, str(choose_device(device)))
+    chosen = choose_device(device)
+    loaded = load_model(model_dir, str(chosen))
     sampled = sample(loaded.causal, prompt, config, progress=progress)
-    about = f"model={loaded.hash[:12]} seed={config.seed} temperature={config.temperature:g} top_k={config.top_k}"
-    records = [
-        (f"sample{i + 1} {about} prompt={len(prompt)} sampled={config.length}", decode(np.concatenate([prompt, row])))
-        for i, row in enumerate(sampled)
-    ]
+    about = provenance(loaded.hash, prompt, config, chosen.type)
+    records = [(f"sample{i + 1} {about}", decode(np.concatenate([prompt, row]))) for i, row in enumerate(sampled)]
     write_fasta(Path(out), records)
     return Path(out)
+
+
+def provenance(model_hash: str, prompt: np.ndarray, config: GenerateConfig, device: str) -> str:
+    """What it takes to get the same sequences again, as ``key=value`` words for a FASTA header.
+
+    Sequences are drawn side by side, so their ``count`` belongs to it, and versions and kind of device decide the last
+    digits of the probabilities. A long prompt goes by its sha256: it stands at the start of the sequence.
+    """
+    letters = decode(prompt)
+    versions = describe_versions()
+    facts = {
+        "model": model_hash,
+        "seed": config.seed,
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "count": config.count,
+        "sampled": config.length,
+        "prompt": letters if len(letters) <= _SHOWN else f"sha256:{hashlib.sha256(letters.encode()).hexdigest()}",
+        "prompt_bases": len(letters),
+        "serpentine": versions.get("serpentine", "source"),
+        "torch": versions["torch"],
+        "device": device,
+    }
+    return " ".join(f"{key}={value}" for key, value in facts.items())
 
 
 def check_request(config: GenerateConfig) -> np.ndarray:

@@ -1,3 +1,4 @@
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 
 from domains.errors import UserError
 from domains.genomics.config import GenerateConfig
-from domains.genomics.generate import check_request, draw, generate, sample
+from domains.genomics.generate import check_request, draw, generate, provenance, sample
 from domains.genomics.io import read_records
 from domains.genomics.model import load_model
 from domains.genomics.tokens import BASES, BOS, encode, reverse_complement
@@ -25,9 +26,36 @@ def test_sequences_begin_with_the_prompt_and_say_where_they_come_from(tiny_model
     assert [record.name for record in records] == ["sample1", "sample2", "sample3"]
     assert all(record.sequence.startswith(b"ATGGCG") and len(record.sequence) == 46 for record in records)
     assert len({record.sequence for record in records}) == 3
-    header = out.read_text().splitlines()[0]
-    about = f"model={load_model(tiny_model).hash[:12]} seed=1 temperature=1 top_k=4 prompt=6 sampled=40"
-    assert header == f">sample1 {about}"
+    name, *words = out.read_text().splitlines()[0].split()
+    assert name == ">sample1"
+    said = dict(word.split("=") for word in words)
+    assert said["model"] == load_model(tiny_model).hash
+    assert (said["sampled"], said["count"], said["prompt_bases"], said["device"]) == ("40", "3", "6", "cpu")
+    assert torch.__version__.startswith(said["torch"])
+    assert said["serpentine"]
+
+
+def test_a_header_says_what_it_takes_to_get_the_same_again(tiny_model, tmp_path):
+    config = replace(CONFIG, temperature=0.123456789, top_k=3)
+    first = generate(tiny_model, tmp_path / "a.fa", config, device="cpu", progress=False)
+    said = dict(word.split("=") for word in first.read_text().splitlines()[0].split()[1:])
+    again = GenerateConfig(
+        prompt=said["prompt"],
+        length=int(said["sampled"]),
+        count=int(said["count"]),
+        temperature=float(said["temperature"]),
+        top_k=int(said["top_k"]),
+        seed=int(said["seed"]),
+    )
+    second = generate(tiny_model, tmp_path / "b.fa", again, device=said["device"], progress=False)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_long_prompt_goes_by_its_hash_and_none_is_empty():
+    prompt = encode("ACGGT" * 30)
+    said = provenance("abc", prompt, CONFIG, "cpu")
+    assert f" prompt=sha256:{hashlib.sha256(b'ACGGT' * 30).hexdigest()} prompt_bases=150 " in said
+    assert " prompt= prompt_bases=0 " in provenance("abc", prompt[:0], CONFIG, "cpu")
 
 
 def test_the_seed_decides(tiny_model, tmp_path):
