@@ -3,6 +3,7 @@
 With a prepared store this runs where training does (and with scikit-learn, scipy and torchaudio, for the baselines)::
 
     python -m domains.audio.evaluate --model runs/one/model --store stores/clips-0123456789ab --json evaluation.json
+    python -m domains.audio.evaluate --pool fold1.json fold2.json fold3.json        # of models trained on folds
 """
 
 import argparse
@@ -13,10 +14,12 @@ from pathlib import Path
 from domains.audio.bits import BitsEvaluation, predict_clips
 from domains.audio.config import EvaluateConfig
 from domains.audio.naming import NamingEvaluation, name_clips
+from domains.audio.pooled import Pooled, pool
 from domains.audio.store import AudioStore
 from domains.audio.trained import GENERATE, check_clips, load_model
 from domains.config import MANY, check_range
 from domains.errors import UserError
+from domains.folder import read_json, write_json
 from domains.hardware import choose_device, describe_hardware
 
 Evaluation = NamingEvaluation | BitsEvaluation
@@ -61,19 +64,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m domains.audio.evaluate", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--model", type=Path, required=True, help="model folder")
-    parser.add_argument("--store", type=Path, required=True, help="the prepared clips that it was trained on")
+    parser.add_argument("--model", type=Path, help="model folder")
+    parser.add_argument("--store", type=Path, help="the prepared clips that it was trained on")
+    parser.add_argument("--pool", type=Path, nargs="+", help="evaluations of folds and seeds, to take together")
     parser.add_argument("--json", type=Path, help="where to write all of it")
     parser.add_argument("--contexts", type=int, nargs="*", default=[], help="of a generator: forget every so often")
     parser.add_argument("--max-samples", type=int, help="of a generator: predict at most this many")
     parser.add_argument("--device", default="auto", help="auto, cpu or gpu")
     options = parser.parse_args(arguments)
+    if not options.pool and not (options.model and options.store):
+        parser.error("--model and --store are needed, or --pool")
     try:
-        store = AudioStore.open(options.store)
-        config = EvaluateConfig(contexts=options.contexts, max_samples=options.max_samples)
-        found = evaluate(options.model, store, config, device=options.device)
+        found: Evaluation | Pooled
+        if options.pool:
+            found = pool([read_json(path) for path in options.pool])
+        else:
+            config = EvaluateConfig(contexts=options.contexts, max_samples=options.max_samples)
+            found = evaluate(options.model, AudioStore.open(options.store), config, device=options.device)
         if options.json:
-            found.save(options.json)
+            write_json(options.json, found.to_dict())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

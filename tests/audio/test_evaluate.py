@@ -200,6 +200,17 @@ def test_folds_and_seeds_are_pooled() -> None:
     assert json.loads(json.dumps(found.to_dict()))["balanced_accuracy"] == found.balanced_accuracy
 
 
+def test_files_of_folds_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, found in (("x", fold(X, 0, "a")), ("y", fold(Y, 0, "b"))):
+        (tmp_path / name).write_text(json.dumps(found))
+    assert main(["--pool", str(tmp_path / "x"), str(tmp_path / "y"), "--json", str(tmp_path / "both")]) == 0
+    expected = pool([fold(X, 0, "a"), fold(Y, 0, "b")])
+    assert json.loads((tmp_path / "both").read_text()) == expected.to_dict()
+    assert capsys.readouterr().out == f"{expected.table()}\n"
+    assert main(["--pool", str(tmp_path / "x"), str(tmp_path / "x")]) == 2
+    assert "error: x1: was named twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("evaluations", "message"),
     [

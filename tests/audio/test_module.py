@@ -52,7 +52,7 @@ def test_bits_per_sample_are_those_of_the_levels_that_came(prompts: AudioStore) 
         if level != IGNORE
     ]
     assert int(score.weight) == len(expected) == 912
-    assert float(score.total) == pytest.approx(float(torch.stack(expected).sum().detach()), rel=1e-5)
+    assert score.total.item() == pytest.approx(torch.stack(expected).sum().item(), rel=1e-5)
     assert task.describe(math.log(2) * 4, "validation")["validation/bits_per_sample"] == pytest.approx(4)
     assert task.size(batch) == (1024, 512)
 
