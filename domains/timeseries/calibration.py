@@ -53,14 +53,6 @@ def scores_of(x: np.ndarray, quantiles: np.ndarray, levels: np.ndarray) -> np.nd
     return np.clip(z, -_FARTHEST, _FARTHEST)
 
 
-def pit(x: np.ndarray, quantiles: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Probability integral transform: the level at which a forecast's quantile is the outcome, (...,).
-
-    Arguments as in :func:`scores_of`.
-    """
-    return _probability(scores_of(x, quantiles, levels))
-
-
 def quantiles_at(quantiles: np.ndarray, levels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Forecasts read at other levels.
 
@@ -125,10 +117,6 @@ class Calibrator:
     def adjusted_scores(self) -> np.ndarray:
         """Normal scores to read the next forecasts at, (horizon, q)."""
         return _adjusted(self.state, self.levels, self.minimum)
-
-    def adjusted_levels(self) -> np.ndarray:
-        """The same as levels: float64 (horizon, q), each the one to read a forecast at for that of ``levels``."""
-        return _probability(self.adjusted_scores())
 
     def apply(self, quantiles: np.ndarray) -> np.ndarray:
         """Recalibrated forecasts of now: float64 (..., horizon, q) to the same."""
@@ -349,9 +337,3 @@ def _pair(quantiles: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndar
     """The quantiles of that index (...,) and the next."""
     low, high = (np.take_along_axis(quantiles, at[..., None], -1)[..., 0] for at in (index, index + 1))
     return low, high
-
-
-def _probability(scores: np.ndarray) -> np.ndarray:
-    """Distribution function of the standard normal; NaN stays."""
-    cdf = NormalDist().cdf
-    return np.array([cdf(float(score)) for score in np.ravel(scores)]).reshape(np.shape(scores))

@@ -3,27 +3,12 @@
 Everything is numpy float64. A NaN among outcomes is a missing one: it has a NaN score, and averages leave it out.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from domains.timeseries.calibration import normal_scores, quantiles_at
 
 _CELLS = 200  # of equal probability, that an expectation is the mean over
 _BLOCK = 20_000  # forecasts at a time
-
-
-class PitHistogram(NamedTuple):
-    """How often each stretch of [0, 1] was hit; of calibrated forecasts all about equally.
-
-    Attributes:
-        counts: int64 (bins,).
-        distance: largest distance between the distribution function of the values and the uniform one (Kolmogorov and
-            Smirnov's statistic): 0 for calibrated forecasts, at most 1.
-    """
-
-    counts: np.ndarray
-    distance: float
 
 
 def pinball(y: np.ndarray, quantiles: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -74,23 +59,6 @@ def crps_from_quantiles(y: np.ndarray, quantiles: np.ndarray, levels: np.ndarray
     return pinball(y, quantiles, levels) @ (edges[2:] - edges[:-2])
 
 
-def mase(errors: np.ndarray, training: np.ndarray, season: int = 1) -> float:
-    """Mean absolute scaled error (Hyndman and Koehler 2006, Another look at measures of forecast accuracy).
-
-    Args:
-        errors: float64 (...,), outcomes less point forecasts.
-        training: float64 (n,), the series before the first forecast, in the same units.
-        season: rows after which the naive forecast that errors are compared with repeats the series.
-
-    Returns:
-        mean |error| / mean |training_t - training_{t - season}|; NaN without known errors, when the training series
-        is not longer than a season, or when it only repeats itself.
-    """
-    naive = np.abs(training[season:] - training[:-season])
-    scale = _mean(naive)
-    return _mean(np.abs(errors)) / scale if scale > 0 else float("nan")
-
-
 def coverage(y: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
     """Share of the known outcomes that lie in their interval, ends included; NaN when none is known."""
     inside = np.where(np.isnan(y), np.nan, (lower <= y) & (y <= upper))
@@ -124,15 +92,6 @@ def qlike(r: np.ndarray, variance: np.ndarray) -> float:
     return _mean(np.log(variance) + r**2 / variance)
 
 
-def qlike_ratio(r: np.ndarray, variance: np.ndarray) -> float:
-    """Mean of r^2 / v - log(r^2 / v) - 1, Patton's form of :func:`qlike`: 0 at v = r^2, positive elsewhere.
-
-    Outcomes of exactly 0, where it is infinite whatever was forecast, are left out.
-    """
-    ratio = np.where(r == 0, np.nan, r**2) / variance
-    return _mean(ratio - np.log(ratio) - 1)
-
-
 def qlike_of_target(x: np.ndarray, quantiles: np.ndarray, levels: np.ndarray, power: float) -> np.ndarray:
     """QLIKE of a variance that is itself observed: V / F - log(V / F) - 1 (Patton 2011), F its expectation.
 
@@ -158,25 +117,6 @@ def qlike_of_target(x: np.ndarray, quantiles: np.ndarray, levels: np.ndarray, po
         ratio = power * x[part] - expected  # log(V / F)
         losses[part] = np.exp(ratio) - ratio - 1
     return losses
-
-
-def pit_histogram(pit: np.ndarray, bins: int = 10) -> PitHistogram:
-    """Histogram of probability integral transforms (Diebold, Gunther and Tay 1998, Evaluating density forecasts).
-
-    Args:
-        pit: float64 (...,), forecast distribution functions at their outcomes, within [0, 1], NaN where missing.
-        bins: of equal width.
-
-    Returns:
-        counts and distance from uniformity (NaN when there is no value).
-    """
-    values = np.sort(pit[~np.isnan(pit)])
-    counts, _ = np.histogram(values, bins=bins, range=(0.0, 1.0))
-    if not len(values):
-        return PitHistogram(counts, float("nan"))
-    steps = np.arange(len(values) + 1) / len(values)
-    distance = max(float((steps[1:] - values).max()), float((values - steps[:-1]).max()))
-    return PitHistogram(counts, distance)
 
 
 def _mean(values: np.ndarray) -> float:

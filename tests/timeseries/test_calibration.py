@@ -5,7 +5,6 @@ from scipy import stats
 from domains.timeseries.calibration import (
     Calibrator,
     normal_scores,
-    pit,
     pooled_scores,
     quantiles_at,
     recalibrate,
@@ -37,7 +36,6 @@ def test_scores_and_readings_of_a_normal_forecast_are_exact():
     quantiles = 1.0 + forecasts(2.0, x.shape)
     expected = (x - 1) / 2
     np.testing.assert_allclose(scores_of(x, quantiles, LEVEL), np.clip(expected, -100, 100), rtol=1e-12)
-    np.testing.assert_allclose(pit(x, quantiles, LEVEL), stats.norm.cdf(expected), atol=1e-15)
     scores = np.array([-5.0, -2.0, -0.3, 0.0, 1.7, 5.0])
     np.testing.assert_allclose(quantiles_at(quantiles[0], LEVEL, scores), 1 + 2 * scores, rtol=1e-12)
     assert np.array_equal(quantiles_at(quantiles, LEVEL, normal_scores(LEVEL)), quantiles)
@@ -148,17 +146,16 @@ def test_streaming_gives_the_same(tmp_path):
             np.savez(tmp_path / "state.npz", state=calibrator.state)
             state = np.load(tmp_path / "state.npz")["state"]
             calibrator = Calibrator(LEVEL, 2, 80, minimum=30, state=state)
-    np.testing.assert_allclose(calibrator.adjusted_levels(), stats.norm.cdf(calibrator.adjusted_scores()), atol=1e-15)
     with pytest.raises(ValueError, match="horizon 3"):
         Calibrator(LEVEL, 3, 80, state=calibrator.state)
 
 
-def test_adjusted_levels_by_hand():
+def test_adjusted_scores_by_hand():
     levels = np.array([0.01, 0.2, 0.5, 0.95])
     calibrator = Calibrator(levels, 1, 10, minimum=4)
     forecast = np.tile(stats.norm.ppf(levels), (4, 1))
     calibrator.push(1, np.array([2.0, -1.0, 0.5]), forecast[:3])
-    np.testing.assert_allclose(calibrator.adjusted_levels(), levels[None])
+    np.testing.assert_allclose(calibrator.adjusted_scores(), stats.norm.ppf(levels)[None])
     calibrator.push(1, np.array([NAN, 1.0]), forecast[:2])
     lowest, highest = -1.0, 2.0  # ranks 0.05, 1, 2.5 and 4.75 of 4
     tail = stats.norm.ppf(0.2)
