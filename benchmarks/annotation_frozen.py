@@ -4,11 +4,12 @@
         --pretrained causal=runs/umaydis/model --json benchmarks/results/umaydis_frozen_cpu.json --minutes 20
     python benchmarks/annotation_frozen.py --table benchmarks/results/umaydis_frozen_cpu.json
 
-The tasks are those of annotation.py: windows of 200 bases, and the class of every base; chosen on chr19, tested on chr20
-to chr23. Every backbone, and one of the first one's sizes with random weights, reads the windows once; then a symmetric
-head with one hidden layer learns from its states, with a hundredth and a tenth of the labels. The states are what takes
-time, so that the test has every fourth window, and the segmentation stretches of 8,192 bases: 20 of training (1 %), 4 of
-validation, 12 of the test. Baselines learn from the same labels and are tested on the same windows and stretches.
+The tasks are those of annotation.py: windows of 200 bases, and the class of every base; chosen on chr19, tested on
+chr20 to chr23. Every backbone, and one of the first one's sizes with random weights, reads the windows once; then a
+symmetric head with one hidden layer learns from its states, with a hundredth and a tenth of the labels. The states are
+what takes time, so validation and test have every fourth window, and the segmentation stretches of 8,192 bases: 20 of
+training (1 %), 2 of validation, 6 of the test. Baselines learn from the same labels and are tested on the same windows
+and stretches. --only and --merge let several processes share the work.
 """
 
 import argparse
@@ -50,7 +51,7 @@ FRACTIONS = (0.01, 0.1)
 EVERY = 4  # n-th window of validation and test
 STRETCH = 8192
 STRETCHES = {"train": 20, "validation": 2, "test": 6}
-RANDOM = "random weights"
+RANDOM, BASELINES = "random weights", "baselines"
 ROWS = 32  # windows read at a time
 Result = dict[str, Any]
 States = tuple[Tensor, Tensor]  # of the strand that is given, and of the other
@@ -125,20 +126,18 @@ class _Standardised(nn.Module):
         return torch.softmax(self.head(own, other), -1).numpy()
 
 
-def windows_of(encoder: BothStrands, store: GenomeStore, parts: dict[str, LabelledWindows], left: Any) -> Result:
-    """AUC and the like by share of the labels; those that there was no time for are left out."""
+def windows_of(
+    encoder: BothStrands, store: GenomeStore, parts: dict[str, LabelledWindows]
+) -> Iterator[tuple[str, Result]]:
+    """AUC and the like, share of the labels by share."""
     train, validation, test = parts["train"], parts["validation"], parts["test"]
     held, asked = (window_states(encoder, store, part.starts) for part in (validation, test))
-    found: Result = {}
     for share in FRACTIONS:
         chosen = fraction_of(train, share, 0)
-        if left() < 0:
-            break
         states = window_states(encoder, store, chosen.starts)
         given, of = (torch.from_numpy(part.labels.astype(np.int64)) for part in (chosen, validation))
         said = fit_head(states, given, held, of, classes=2, epochs=60)(asked)
-        found[str(share)] = score_binary(test.labels, said[:, 1]).to_dict()
-    return found
+        yield str(share), score_binary(test.labels, said[:, 1]).to_dict()
 
 
 def bases_of(encoder: BothStrands, store: GenomeStore, labels: BaseLabels, starts: dict[str, np.ndarray]) -> Result:
@@ -236,7 +235,9 @@ def main() -> None:
     parser.add_argument("--pretrained", nargs="+", metavar="NAME=FOLDER", help="model folders")
     parser.add_argument("--json", type=Path, help="the result")
     parser.add_argument("--minutes", type=float, default=20.0, help="after which nothing more is begun")
-    parser.add_argument("--only", metavar="NAME", help=f"of the backbones; {RANDOM!r} is one of them")
+    parser.add_argument(
+        "--only", metavar="NAME", help=f"of the backbones, of which {RANDOM!r} is one, or {BASELINES!r}"
+    )
     parser.add_argument("--merge", nargs="+", type=Path, metavar="JSON", help="put results with --only into --json")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print the tables of a result, and stop")
     parser.add_argument("--commit", help="commit that is measured, where there is no checkout (40 hexadecimal digits)")
@@ -247,7 +248,7 @@ def main() -> None:
     if asked.merge:
         results = [json.loads(path.read_text()) for path in asked.merge]
         models = {name: one for found in results for name, one in found["models"].items()}
-        write_json(asked.json, results[0] | {"models": models})
+        write_json(asked.json, {key: value for found in results for key, value in found.items()} | {"models": models})
         return
     deadline = time.monotonic() + 60 * asked.minutes
     commit = measured_commit(asked.commit, True)
@@ -261,7 +262,7 @@ def main() -> None:
     backbones = {name: read_record(folder).config.backbone for name, folder in folders.items() if folder is not None}
     backbones[RANDOM], folders[RANDOM] = next(iter(backbones.values())), None
     if asked.only:
-        folders = {asked.only: folders[asked.only]}
+        folders = {name: folder for name, folder in folders.items() if name == asked.only}
     result: Result = {
         "commit": commit,
         "genome": store.fingerprint,
@@ -270,25 +271,26 @@ def main() -> None:
         "stretches": {part: found.tolist() for part, found in starts.items()},
         "hardware": describe_hardware(torch.device("cpu")),
         "versions": describe_versions(),
-        "baselines": baselines(store, parts, labels, starts),
         "models": {},
     }
-    write_json(asked.json, result)
-
-    def left() -> float:
-        return deadline - time.monotonic()
-
-    with torch.inference_mode(False):
-        for name, folder in folders.items():
-            started = time.monotonic()
-            if left() < 0:
-                break
-            encoder = encoder_of(folder, backbones[name])
-            one = {"bases": bases_of(encoder, store, labels, starts)}
-            one["windows"] = windows_of(encoder, store, parts, left)
-            result["models"][name] = one | {"seconds": round(time.monotonic() - started)}
+    if not asked.only or asked.only == BASELINES:
+        result["baselines"] = baselines(store, parts, labels, starts)
+        write_json(asked.json, result)
+    for name, folder in folders.items():
+        started = time.monotonic()
+        encoder = encoder_of(folder, backbones[name])
+        one: Result = {"windows": {}}
+        result["models"][name] = one
+        pieces: Iterator[tuple[str, Result]] = windows_of(encoder, store, parts)
+        for number, (share, found) in enumerate(pieces):
+            one["windows"][share] = found
+            one["seconds"] = round(time.monotonic() - started)
             write_json(asked.json, result)
-            print(*table(result), sep="\n", flush=True)
+            if number == 0:
+                one["bases"] = bases_of(encoder, store, labels, starts)
+                write_json(asked.json, result)
+            if time.monotonic() > deadline:
+                break
 
 
 if __name__ == "__main__":

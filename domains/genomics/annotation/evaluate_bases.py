@@ -252,7 +252,8 @@ def _index(regions: list[Region], store: GenomeStore) -> tuple[Callable[[int], i
     return at, int(before[-1])
 
 
-def _score(name: str, names: list[str], truth: np.ndarray, called: np.ndarray, cds: np.ndarray) -> Method:
+def score_classes(names: list[str], truth: np.ndarray, called: np.ndarray) -> tuple[list[ClassScore], np.ndarray]:
+    """How each class fared, of true and told classes (n,), and the confusion matrix, true classes in its rows."""
     size = len(names)
     pairs = truth.astype(np.int64) * size + called
     confusion = np.bincount(pairs, minlength=size * size).reshape(size, size)
@@ -260,6 +261,11 @@ def _score(name: str, names: list[str], truth: np.ndarray, called: np.ndarray, c
     for i, one in enumerate(names):
         hits, own, told = confusion[i, i], confusion[i].sum(), confusion[:, i].sum()
         classes.append(ClassScore(one, int(own), _ratio(hits, told), _ratio(hits, own), _ratio(2 * hits, own + told)))
+    return classes, confusion
+
+
+def _score(name: str, names: list[str], truth: np.ndarray, called: np.ndarray, cds: np.ndarray) -> Method:
+    classes, confusion = score_classes(names, truth, called)
     hits, own, told = (int(n) for n in (confusion[_CDS, _CDS], confusion[_CDS].sum(), confusion[:, _CDS].sum()))
     mcc = matthews(hits, told - hits, own - hits, len(truth) - own - told + hits)
     accuracy = _ratio(np.trace(confusion), confusion.sum())
