@@ -15,6 +15,7 @@ and stretches. --only and --merge let several processes share the work.
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
