@@ -71,5 +71,5 @@ def test_a_head_on_states_learns_from_both_strands_alike() -> None:
     )
     head = annotation_frozen.fit_head((own, other), labels, (own, other), labels, classes=2, epochs=20)
     said = head((own, other))
-    assert ((said[:, 1] > 0.5) == labels.numpy()).mean() > 0.95
+    assert ((said[:, 1] > 0.5) == labels.numpy()).mean() > 0.9
     assert np.allclose(said, head((other, own)), atol=1e-5)
