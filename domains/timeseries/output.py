@@ -277,7 +277,8 @@ def open_output(path: Path, states: StateFolder) -> Iterator[OutputFolder]:
     """The output folder, made when missing, for this process alone, freed of what killed runs left.
 
     Raises:
-        UserError: another process works there, or it holds other files or forecasts of another state folder.
+        UserError: another process works there; or it holds other files, or forecasts of another state folder or of a
+            later one than this.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; choose a folder for the forecasts")
@@ -293,6 +294,12 @@ def open_output(path: Path, states: StateFolder) -> Iterator[OutputFolder]:
                 raise UserError(f"{path}: holds other files; choose a new out folder")
             if table["states"] != states.id:
                 raise UserError(f"{path}: holds forecasts of another state folder; choose another out folder")
+            latest = max((entry["run"] for name in ("files", "paths") for entry in table[name]), default=0)
+            if latest > states.generation:  # the manifest here never runs ahead: it is written behind the states
+                raise UserError(
+                    f"{path}: holds forecasts of run {latest}, but {states.path} is of run {states.generation}, an older "
+                    "copy; bring the later states back, or choose another out folder"
+                )
             output, rejects = OutputFolder(path, str(table["id"])), table.get("rejects")
         elif any(not entry.name.startswith(".") for entry in path.iterdir()):
             raise UserError(f"{path}: holds other files; choose a new out folder")

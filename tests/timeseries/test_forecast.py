@@ -445,15 +445,14 @@ def test_runs_that_the_states_let_go_stay_listed(model: Path, tmp_path: Path, mo
     assert len(paths_in(tmp_path / "out")) == 8 * 2 * 20
     listed = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert [entry["run"] for entry in listed["files"]] == list(range(1, 9))
-    # Older states, brought back: what was written behind them counts no more, and what they let go does.
+    # Older states, brought back, would make published forecasts vanish: refused, and nothing is touched.
     shutil.copytree(tmp_path / "states", tmp_path / "backup")
     run(model, tmp_path, rows[:110])
     shutil.rmtree(tmp_path / "states")
     (tmp_path / "backup").rename(tmp_path / "states")
-    run(model, tmp_path, rows[:108])
-    found = forecasts_in(tmp_path / "out")
-    assert found["cutoff"].n_unique() == 9
-    assert found["cutoff"].max() == rows["ds"][107].replace(tzinfo=UTC)
+    with pytest.raises(UserError, match=r"out: holds forecasts of run 9, but .*states is of run 8, an older copy"):
+        run(model, tmp_path, rows[:108])
+    assert forecasts_in(tmp_path / "out")["cutoff"].n_unique() == 9
 
 
 def test_runs_whose_folder_does_not_list_them_are_kept(
