@@ -297,8 +297,8 @@ def open_output(path: Path, states: StateFolder) -> Iterator[OutputFolder]:
             latest = max((entry["run"] for name in ("files", "paths") for entry in table[name]), default=0)
             if latest > states.generation:  # the manifest here never runs ahead: it is written behind the states
                 raise UserError(
-                    f"{path}: holds forecasts of run {latest}, but {states.path} is of run {states.generation}, an older "
-                    "copy; bring the later states back, or choose another out folder"
+                    f"{path}: holds forecasts of run {latest}, but {states.path} is of run {states.generation}, an "
+                    "older copy; bring the later states back, or choose another out folder"
                 )
             output, rejects = OutputFolder(path, str(table["id"])), table.get("rejects")
         elif any(not entry.name.startswith(".") for entry in path.iterdir()):
