@@ -25,8 +25,8 @@ from domains.genomics.part_scores import CausalScores
 from domains.genomics.parts import Piece
 from domains.genomics.predict import predict
 from domains.genomics.sample import sample_genome
-from domains.genomics.spool import Spool
 from domains.genomics.splits import Splits
+from domains.genomics.spool import Spool
 from domains.genomics.store import GenomeStore, prepare_store
 from domains.hardware import describe_hardware, describe_versions, git_commit
 from domains.settings import from_dict
@@ -45,7 +45,7 @@ def blocks(model: Path, contig: str, bases: int, block: int, warmups: list[int],
     """A row for each warm-up."""
     store = prepare_store(sample_genome(), folder / "stores", progress=False)
     loaded = load_model(model)
-    job = CausalScores(loaded.causal, store, 16384)
+    job = CausalScores(loaded.causal, store, 16384, both_strands=False)
     found = store.contig(contig)
     whole = scores(job, Piece(found, 0, bases, 0, 0), folder)
     rows = []
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="model folder of a causal model")
     parser.add_argument("--contig", default="chr23")
-    parser.add_argument("--bases", type=int, default=98304)
+    parser.add_argument("--bases", type=int, default=65536)
     parser.add_argument("--block", type=int, default=16384)
     parser.add_argument("--warmups", type=int, nargs="+", default=[0, 256, 1024, 4096, 16384])
     parser.add_argument("--contigs", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
