@@ -201,6 +201,21 @@ def test_shards_blocks_and_small_contigs(tiny, tiny_model, model, tmp_path, monk
         np.testing.assert_allclose(vectors(frame.filter(pl.col("contig") == name)), expected, atol=2e-5)
 
 
+def test_ray_writes_the_bytes_of_one_process(tiny, tiny_model, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    (tmp_path / "genes.bed").write_text("c5\t0\t10\nc2\t150\t151\n")
+    regions = read_annotation(tmp_path / "genes.bed")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        for engine in ("local", "ray"):
+            run(tiny_model, tiny, tmp_path / engine / "windows", engine=engine)
+            run(tiny_model, tiny, tmp_path / engine / "regions", regions, per="region", engine=engine)
+        assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    finally:
+        ray.shutdown()
+
+
 def test_an_end_of_a_circular_contig_stands_before_its_start(tiny_model, model, tmp_path):
     store = make_store(tmp_path, {"ring [topology=circular]": random_bases(700, 1)})
     run(tiny_model, store, tmp_path / "out", warmup=300, both_strands=False)
