@@ -36,10 +36,14 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """As :meth:`mamba_core.mixers.Mixer.step`."""
+        done = self.mixer.step_around(x, self.norm.weight, self.norm.eps, state, in_place=False)
+        if done is not None:
+            return done
         y, state = self.mixer.step(self.norm(x), state)
         return x + y, state
 
     @torch.no_grad()
     def step_(self, x: Tensor, state: State) -> Tensor:
         """As :meth:`mamba_core.mixers.Mixer.step_`."""
-        return x + self.mixer.step_(self.norm(x), state)
+        done = self.mixer.step_around(x, self.norm.weight, self.norm.eps, state, in_place=True)
+        return x + self.mixer.step_(self.norm(x), state) if done is None else done[0]

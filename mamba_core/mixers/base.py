@@ -57,6 +57,15 @@ class Mixer(nn.Module, ABC):
         state.copy_(after)
         return y
 
+    def step_around(
+        self, x: Tensor, norm_weight: Tensor, norm_eps: float, state: State, in_place: bool
+    ) -> tuple[Tensor, State] | None:
+        """``x + step(norm(x))`` in fewer launches, for a root-mean-square norm; None where there is no kernel for that.
+
+        With ``in_place`` the state that is returned is ``state``, written over.
+        """
+        return None
+
     @abstractmethod
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
         """The state before any token: float32 (float64 for a float64 model), zeros."""
@@ -133,6 +142,17 @@ def resume(state: State, seq_idx: Tensor | None) -> tuple[State, Tensor]:
         if name != "seq_idx"
     }
     return State({**kept, "seq_idx": state["seq_idx"]}), last
+
+
+def enter(
+    mixer: Mixer, x: Tensor, state: State | None, seq_idx: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """``conv`` and ``ssm`` that x (b, l, ...) starts from, None for zeros, and its rows' last document index (b,)."""
+    if state is None and seq_idx is None:
+        return None, None, torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+    state = mixer.init_state(x.shape[0], x.device) if state is None else state
+    state, last = resume(state, seq_idx)
+    return state["conv"], state["ssm"], last
 
 
 def init_dt_bias(size: int, dt_min: float, dt_max: float, dt_floor: float) -> Tensor:

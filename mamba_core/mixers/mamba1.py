@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_core.mixers.base import Capabilities, ProjectedMixer, check_ranges, check_sizes, init_dt_bias, resume
+from mamba_core.mixers.base import Capabilities, ProjectedMixer, check_ranges, check_sizes, enter, init_dt_bias
 from mamba_core.mixers.split import Slice
 from mamba_core.mixers.split_ops import split_conv1d, split_selective_scan
 from mamba_core.ops.arguments import check_limit, working_dtype
@@ -65,25 +65,26 @@ class Mamba1(ProjectedMixer):
     def inner(
         self, projected: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        state = self.init_state(projected.shape[0], projected.device) if state is None else state
         if self.ranks is not None:
+            state = self.init_state(projected.shape[0], projected.device) if state is None else state
             return self._inner_split(projected, state, Slice(self.ranks, seq_idx, state["seq_idx"]))
-        state, last = resume(state, seq_idx)
+        conv, ssm, last = enter(self, projected, state, seq_idx)
         inner, z = projected.chunk(2, dim=-1)
-        inner, conv = causal_conv1d(inner, self.conv_weight, self.conv_bias, state["conv"], seq_idx)
+        inner, conv = causal_conv1d(inner, self.conv_weight, self.conv_bias, conv, seq_idx)
         dt, B, C = self._select(inner)
         y, ssm = selective_scan(
             inner,
             dt,
-            self._A(),
+            self.A_log,
             B.unsqueeze(2),
             C.unsqueeze(2),
             D=self.D,
             z=z,
             dt_bias=self.dt_bias,
-            initial_state=state["ssm"],
+            initial_state=ssm,
             seq_idx=seq_idx,
             dt_limit=self.config.dt_limit,
+            log_A=True,
         )
         return y, State({"conv": conv, "ssm": ssm, "seq_idx": last})
 
@@ -120,7 +121,7 @@ class Mamba1(ProjectedMixer):
             own,
             inner,
             dt,
-            self._A(),
+            -torch.exp(self.A_log),
             B.unsqueeze(2),
             C.unsqueeze(2),
             self.D,
@@ -150,9 +151,6 @@ class Mamba1(ProjectedMixer):
             in_place=in_place,
         )
         return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": seq_idx})
-
-    def _A(self) -> Tensor:
-        return -torch.exp(self.A_log)
 
     def _select(self, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Raw dt (..., d_inner), B and C (..., d_state) from the convolved input."""

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_core.mixers.base import Capabilities, ProjectedMixer, check_ranges, check_sizes, init_dt_bias, resume
+from mamba_core.mixers.base import Capabilities, ProjectedMixer, check_ranges, check_sizes, enter, init_dt_bias
 from mamba_core.mixers.split import Slice
 from mamba_core.mixers.split_ops import split_mamba2_inner
 from mamba_core.ops.arguments import check_limit, working_dtype
-from mamba_core.ops.decode import mamba2_step
+from mamba_core.ops.decode import layer_step_runs, mamba2_layer_step, mamba2_step
 from mamba_core.ops.mamba2_inner import mamba2_inner
 from mamba_core.state import State
 
@@ -78,17 +78,31 @@ class Mamba2(ProjectedMixer):
     def inner(
         self, projected: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        state = self.init_state(projected.shape[0], projected.device) if state is None else state
-        weights = (self.conv_weight, self.conv_bias, self._A(), self.D, self.dt_bias, self.norm_weight)
         groups, eps, limit = self.config.groups, self.norm_eps, self.config.dt_limit
         if self.ranks is not None:
+            state = self.init_state(projected.shape[0], projected.device) if state is None else state
+            weights = (self.conv_weight, self.conv_bias, -torch.exp(self.A_log), self.D, self.dt_bias, self.norm_weight)
             own = Slice(self.ranks, seq_idx, state["seq_idx"])
             tensors = (projected, *weights, state["conv"], state["ssm"])
             y, conv, ssm = split_mamba2_inner(own, *tensors, groups=groups, norm_eps=eps, dt_limit=limit)
             return y, State({"conv": conv, "ssm": ssm, "seq_idx": own.last})
-        state, last = resume(state, seq_idx)
-        tensors = (projected, *weights, state["conv"], state["ssm"])
-        y, conv, ssm = mamba2_inner(*tensors, seq_idx, groups=groups, norm_eps=eps, dt_limit=limit)
+        before, entering, last = enter(self, projected, state, seq_idx)
+        y, conv, ssm = mamba2_inner(
+            projected,
+            self.conv_weight,
+            self.conv_bias,
+            self.A_log,
+            self.D,
+            self.dt_bias,
+            self.norm_weight,
+            before,
+            entering,
+            seq_idx,
+            groups=groups,
+            norm_eps=eps,
+            dt_limit=limit,
+            log_A=True,
+        )
         return y, State({"conv": conv, "ssm": ssm, "seq_idx": last})
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -97,6 +111,32 @@ class Mamba2(ProjectedMixer):
     @torch.no_grad()
     def step_(self, x: Tensor, state: State) -> Tensor:
         return self._step(x, state, in_place=True)[0]
+
+    def step_around(
+        self, x: Tensor, norm_weight: Tensor, norm_eps: float, state: State, in_place: bool
+    ) -> tuple[Tensor, State] | None:
+        projections = (self.in_proj, self.out_proj)
+        if self.config.groups > 1 or not layer_step_runs(x, norm_weight, projections):
+            return None
+        names = ("conv", "ssm", "seq_idx")
+        y, *after = mamba2_layer_step(
+            x,
+            norm_weight,
+            self.in_proj.weight,
+            self.conv_weight,
+            self.conv_bias,
+            self.A_log,
+            self.D,
+            self.dt_bias,
+            self.norm_weight,
+            self.out_proj.weight,
+            *(state[name] for name in names),
+            norm_eps=norm_eps,
+            gate_eps=self.norm_eps,
+            dt_limit=self.config.dt_limit,
+            in_place=in_place,
+        )
+        return y, State(dict(zip(names, after, strict=True)))
 
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:
         device = device or self.A_log.device
@@ -131,6 +171,3 @@ class Mamba2(ProjectedMixer):
             in_place=in_place,
         )
         return self.out_proj(y), State({"conv": conv, "ssm": ssm, "seq_idx": seq_idx})
-
-    def _A(self) -> Tensor:
-        return -torch.exp(self.A_log)

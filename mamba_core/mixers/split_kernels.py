@@ -75,7 +75,7 @@ class _Split(torch.autograd.Function):
 
         y, _, _, before_norm, enter = triton.forward(
             projected, conv_weight, conv_bias, A, D, dt_bias, norm_weight,
-            ctx.tail.entering, None, own.seq_idx, groups, eps, limit, exchange=exchange,
+            ctx.tail.entering, None, own.seq_idx, groups, eps, limit, False, exchange=exchange,
         )  # fmt: skip
         conv, ssm = ctx.tail.take_after(), ctx.state.take_after()
         remember_results(ctx, y, conv, ssm)
@@ -105,7 +105,7 @@ class _Split(torch.autograd.Function):
         weights = (conv_weight, conv_bias, A, D, dt_bias)
         inner = len(norm_weight)
         dw, db, dA, dD, dbias, dtail, _ = triton.scan_backward(
-            grads, torch.zeros_like(tail), None, projected, *weights, tail, seq_idx, enter, inner, groups, limit,
+            grads, None, None, projected, *weights, tail, seq_idx, enter, inner, groups, limit, False,
             exchange=exchange,
         )  # fmt: skip
         dconv, dends = ctx.tail.backward(dtail, grad_conv)

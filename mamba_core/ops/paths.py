@@ -22,10 +22,15 @@ def _announce(op: str, path: str, device: str) -> None:
     _log.info("%s on %s runs the %s path", op, device, path)
 
 
+@cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
 @torch.compiler.assume_constant_result
 def _gpu_can(index: int) -> bool:
     """Triton's matrix products in bf16 want compute capability 8.0 (A100) or later. Nobody has tried AMD's GPUs."""
-    return torch.version.hip is None and torch.cuda.get_device_capability(index) >= (8, 0)
+    return torch.version.hip is None and _capability(index) >= (8, 0)
 
 
 def _triton_obstacle(x: Tensor) -> str | None:
@@ -37,6 +42,11 @@ def _triton_obstacle(x: Tensor) -> str | None:
     if _INTERPRETED or (x.is_cuda and _gpu_can(x.get_device())):
         return None
     return f"it needs an NVIDIA GPU of compute capability 8.0 or later, and these are on {x.device}"
+
+
+def takes_triton(x: Tensor) -> bool:
+    """Whether x runs in Triton kernels where nothing else is asked for."""
+    return x.is_cuda and _triton_obstacle(x) is None
 
 
 def choose_path(op: str, x: Tensor, forced: Path | None = None, otherwise: Path = "chunked") -> Path:
@@ -51,7 +61,7 @@ def choose_path(op: str, x: Tensor, forced: Path | None = None, otherwise: Path 
     if forced == "triton" and (obstacle := _triton_obstacle(x)):
         rest = " or ".join(repr(path) for path in known if path != "triton")
         raise ValueError(f"{op}: the triton path cannot run here: {obstacle}; take {rest}")
-    path: Path = forced or ("triton" if x.is_cuda and _triton_obstacle(x) is None else otherwise)
+    path: Path = forced or ("triton" if takes_triton(x) else otherwise)
     if not torch.compiler.is_compiling():
         _announce(op, path, x.device.type)
     return path

@@ -17,8 +17,8 @@ def remember_results(ctx: Any, *results: Tensor) -> None:
 
 
 def complete(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, ...]:
-    """In the backward: their gradients, zeros where there is none."""
+    """In the backward: the gradients of the first of them, zeros where there is none."""
     return tuple(
         torch.zeros(shape, dtype=dtype, device=device) if grad is None else grad
-        for grad, (shape, dtype, device) in zip(grads, ctx.results, strict=True)
+        for grad, (shape, dtype, device) in zip(grads, ctx.results, strict=False)
     )

@@ -71,8 +71,9 @@ def test_bits() -> None:
 def test_opcheck() -> None:
     low = leaves(inputs(70))
     for seq_idx in (None, documents(70, True)):
-        options = (seq_idx, 1, 1e-5, 0.0, float("inf"))
-        torch.library.opcheck(torch.ops.mamba_core.mamba2_inner.default, (*low.values(), *options))
+        for log in (False, True):
+            options = (seq_idx, 1, 1e-5, 0.0, float("inf"), log)
+            torch.library.opcheck(torch.ops.mamba_core.mamba2_inner.default, (*low.values(), *options))
 
 
 def test_compiles_whole() -> None:

@@ -150,7 +150,7 @@ def test_opcheck(packed: bool, optional: bool) -> None:
     tensors = [t if optional or name in ("x", "dt", "A", "B", "C") else None for name, t in arguments.items()]
     seq_idx = pack(9).cuda() if packed else None
     torch.library.opcheck(
-        torch.ops.mamba_core.selective_scan_triton.default, (*tensors, seq_idx, True, 0.0, float("inf"))
+        torch.ops.mamba_core.selective_scan_triton.default, (*tensors, seq_idx, True, 0.0, float("inf"), False)
     )
 
 

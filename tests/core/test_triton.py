@@ -15,7 +15,8 @@ CASES = {
     "gated_rms_norm": 20,
     "mamba2_inner": 6,
     "context_parallel": 2,
-    "decode": 20,
+    "decode": 24,
+    "tape": 6,
 }
 
 

@@ -1,13 +1,18 @@
 """Causal depthwise convolution of the Mamba mixers: the public function and the choice of path."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from mamba_core.ops import paths
 from mamba_core.ops.arguments import Wanted, check_arguments, check_extent
 from mamba_core.ops.causal_conv1d import operators
 from mamba_core.ops.causal_conv1d.reference import causal_conv1d_reference
+from mamba_core.ops.direct import Seen, is_plain
 
 __all__ = ["causal_conv1d"]
+
+_seen = Seen()
 
 
 def causal_conv1d(
@@ -39,6 +44,24 @@ def causal_conv1d(
         ValueError: shapes, dtypes or devices that do not belong together, an empty sequence, or a path that does not
             exist.
     """
+    given = (x, weight, bias, initial_state, seq_idx)
+    plain = is_plain(x)
+    if not (plain and _seen.knows(given)):
+        _check(*given)
+        if plain:
+            _seen.add(given)
+    chosen = paths.choose_path("causal_conv1d", x, path)
+    if chosen == "reference":
+        return causal_conv1d_reference(*given, activation=activation)
+    op: Callable[..., tuple[Tensor, Tensor]] = operators.causal_conv1d
+    if chosen == "triton":
+        op = operators.causal_conv1d_direct if plain else operators.causal_conv1d_triton
+    return op(*given, activation)
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, seq_idx: Tensor | None
+) -> None:
     if x.ndim != 3 or weight.ndim != 2:
         found = f"{tuple(x.shape)}, {tuple(weight.shape)}"
         raise ValueError(f"causal_conv1d: x must be (b, l, c) and weight (c, width); got {found}")
@@ -53,8 +76,3 @@ def causal_conv1d(
         "seq_idx": (seq_idx, (b, l)),
     }
     check_arguments("causal_conv1d", x.device, wanted)
-    chosen = paths.choose_path("causal_conv1d", x, path)
-    if chosen == "reference":
-        return causal_conv1d_reference(x, weight, bias, initial_state, seq_idx, activation=activation)
-    op = operators.causal_conv1d_triton if chosen == "triton" else operators.causal_conv1d
-    return op(x, weight, bias, initial_state, seq_idx, activation)

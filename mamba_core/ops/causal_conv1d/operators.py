@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mamba_core.ops.arguments import working_dtype
 from mamba_core.ops.causal_conv1d import chunked
+from mamba_core.ops.direct import direct
 from mamba_core.ops.results import complete, remember_results
 
 
@@ -32,7 +33,7 @@ def causal_conv1d_backward(
     activation: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx, dw, db, ds = chunked.backward(grad_y, grad_final, x, weight, bias, initial_state, seq_idx, activation)
-    return dx, dw.to(weight.dtype), db, ds
+    return dx, dw.to(weight.dtype), db if bias is None else db.to(bias.dtype), ds
 
 
 @torch.library.custom_op("mamba_core::causal_conv1d_triton", mutates_args=())
@@ -52,7 +53,7 @@ def causal_conv1d_triton(
 @torch.library.custom_op("mamba_core::causal_conv1d_triton_backward", mutates_args=())
 def causal_conv1d_triton_backward(
     grad_y: Tensor,
-    grad_final: Tensor,
+    grad_final: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -63,7 +64,7 @@ def causal_conv1d_triton_backward(
     from mamba_core.ops.causal_conv1d import triton_backward
 
     dx, dw, db, ds = triton_backward.backward(grad_y, grad_final, x, weight, bias, initial_state, seq_idx, activation)
-    return dx, dw.to(weight.dtype), db, ds
+    return dx, dw, db, ds
 
 
 @causal_conv1d.register_fake
@@ -80,8 +81,8 @@ def _(grad_y, grad_final, x, weight, bias, initial_state, seq_idx, activation): 
     return (
         x.new_empty(x.shape),
         weight.new_empty(weight.shape),
-        weight.new_empty(weight.shape[0], dtype=work),
-        x.new_empty(grad_final.shape, dtype=work),
+        weight.new_empty(weight.shape[0], dtype=work if bias is None else bias.dtype),
+        x.new_empty(x.shape[0], weight.shape[1] - 1, weight.shape[0], dtype=work),
     )
 
 
@@ -94,9 +95,12 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _in_place_of_inputs(ctx, operator, grad_y, grad_final):  # type: ignore[no-untyped-def]
     """What the backward operator returns, as gradients of the forward's arguments."""
     x, weight, bias, initial_state, seq_idx = ctx.saved_tensors
-    grads = complete(ctx, grad_y, grad_final)
-    dx, dw, db, ds = operator(*grads, x, weight, bias, initial_state, seq_idx, ctx.activation)
-    db = None if bias is None else db.to(bias.dtype)
+    if operator is causal_conv1d_backward:
+        grad_y, grad_final = complete(ctx, grad_y, grad_final)
+    else:
+        (grad_y,) = complete(ctx, grad_y)
+    dx, dw, db, ds = operator(grad_y, grad_final, x, weight, bias, initial_state, seq_idx, ctx.activation)
+    db = None if bias is None else db
     ds = None if initial_state is None else ds.to(initial_state.dtype)
     return dx, dw, db, ds, None, None
 
@@ -109,5 +113,18 @@ def _backward_triton(ctx, grad_y, grad_final):  # type: ignore[no-untyped-def]
     return _in_place_of_inputs(ctx, causal_conv1d_triton_backward, grad_y, grad_final)
 
 
+def _forward_direct(*arguments):  # type: ignore[no-untyped-def]
+    from mamba_core.ops.causal_conv1d import triton
+
+    return triton.forward(*arguments)
+
+
+def _backward_direct(ctx, grad_y, grad_final):  # type: ignore[no-untyped-def]
+    from mamba_core.ops.causal_conv1d import triton_backward
+
+    return _in_place_of_inputs(ctx, triton_backward.backward, grad_y, grad_final)
+
+
 causal_conv1d.register_autograd(_backward, setup_context=_setup_context)
 causal_conv1d_triton.register_autograd(_backward_triton, setup_context=_setup_context)
+causal_conv1d_direct = direct(_forward_direct, _setup_context, _backward_direct)

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_core.ops.kernels import encode_runs, inner_contiguous, on_device_of_first, power_of_two, run_of, sigmoid
+from mamba_core.ops.tape import launch, taped
 
 BLOCK = 256  # channels of a program: one warp, 16 bytes a thread in bf16
 STEP = {"forward": 4, "backward": 4}  # tokens that are fetched together, while those before are worked on
@@ -263,6 +264,7 @@ def row_strides(*tensors: Tensor) -> tuple[list[int], int]:
     return [stride // unit for stride in strides], unit
 
 
+@taped
 @on_device_of_first
 def forward(
     x: Tensor,
@@ -289,7 +291,7 @@ def forward(
         codes = encode_runs(seq_idx)
         link, _ = links(codes, width, segment)
     strides, unit = row_strides(x, y)
-    _forward[(b * segments * triton.cdiv(c, BLOCK),)](
+    launch(_forward, (b * segments * triton.cdiv(c, BLOCK),),
         x, weight, weight if bias is None else bias.contiguous(),
         weight if initial_state is None else initial_state.contiguous(), codes, link, y, final,
         l, segment, segments, *strides[:2], *weight.stride(), *strides[2:],

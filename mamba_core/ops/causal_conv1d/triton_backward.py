@@ -29,7 +29,8 @@ from mamba_core.ops.causal_conv1d.triton import (
     seen_rows,
     segment_length,
 )
-from mamba_core.ops.kernels import encode_runs, inner_contiguous, on_device_of_first, run_of, sigmoid
+from mamba_core.ops.kernels import encode_runs, inner_contiguous, on_device_of_first, power_of_two, run_of, sigmoid
+from mamba_core.ops.tape import launch, taped
 
 
 @triton.jit
@@ -107,7 +108,7 @@ def _behind_border(
     x_ptr, gy_ptr, gf_ptr, run_ptr, after_ptr, out_ptr, border, lowest, length, places, runs, rows, sums,
     weights, bias, x_l, gy_l, out_l, cols, inside,
     C: tl.constexpr, W: tl.constexpr, UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, SILU: tl.constexpr,
-    HAS_RUN: tl.constexpr, COPIED: tl.constexpr,
+    HAS_RUN: tl.constexpr, COPIED: tl.constexpr, HAS_FINAL: tl.constexpr,
 ):  # fmt: skip
     """Complete the rows that are in the window at a border, and write those from position ``lowest`` on.
 
@@ -133,11 +134,14 @@ def _behind_border(
         rows = push(rows, x, more, False)
         sums = _move_on(spread, sums, more, W, False)
     for i in tl.static_range(W - 1):
-        gradient = tl.load(gf_ptr + i * C + cols, mask=inside, other=0.0).to(tl.float32)
-        if HAS_RUN:
-            gradient = tl.where(runs[i] == runs[W - 2], gradient, 0.0)
+        gradient = sums[i]
+        if HAS_FINAL:
+            more_ = tl.load(gf_ptr + i * C + cols, mask=inside, other=0.0).to(tl.float32)
+            if HAS_RUN:
+                more_ = tl.where(runs[i] == runs[W - 2], more_, 0.0)
+            gradient += more_
         mask = inside & (not more) & (places[i] >= lowest) & (places[i] < border)
-        tl.store(row_ptr(out_ptr, places[i], out_l, OUT_UNIT) + cols, sums[i] + gradient, mask=mask)
+        tl.store(row_ptr(out_ptr, places[i], out_l, OUT_UNIT) + cols, gradient, mask=mask)
 
 
 @triton.jit(do_not_specialize=["length", "segment", "segments", "x_b", "x_l", "gy_b", "gy_l", "dx_b", "dx_l"])
@@ -147,7 +151,7 @@ def _backward(
     length, segment, segments, x_b, x_l, gy_b, gy_l, w_c, w_k, dx_b, dx_l,
     C: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, UNIT: tl.constexpr,
     SILU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_RUN: tl.constexpr,
-    COPIED: tl.constexpr,
+    COPIED: tl.constexpr, HAS_FINAL: tl.constexpr,
 ):  # fmt: skip
     BLOCKS: tl.constexpr = (C + BLOCK - 1) // BLOCK
     part, index = tl.program_id(0) % BLOCKS, (tl.program_id(0) // BLOCKS) % segments
@@ -182,6 +186,7 @@ def _backward(
         _behind_border(
             x_ptr, behind_ptr, gf_ptr, run_ptr, after_ptr, ds_ptr + (W - 1) * C, first, 1 - W, length,
             places, runs, rows, sums, weights, bias, x_l, gy_l, C, cols, inside, C, W, UNIT, 1, SILU, HAS_RUN, COPIED,
+            HAS_FINAL,
         )  # fmt: skip
     steps = (last - first) // STEP
     whole = first + steps * STEP
@@ -228,24 +233,65 @@ def _backward(
     _behind_border(
         x_ptr, behind_ptr, gf_ptr, run_ptr, after_ptr + (W - 1), dx_ptr, last, first, length,
         places, runs, rows, sums, weights, bias, x_l, gy_l, dx_l, cols, inside, C, W, UNIT, UNIT, SILU, HAS_RUN, COPIED,
+        HAS_FINAL,
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["length", "segment", "segments"])
+def _copy_rows(
+    from_ptr, after_ptr, to_ptr, length, segment, segments, from_b, from_l,
+    C: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr, HAS_RUN: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0)  # of the row among those that are written, (b, borders, W - 1)
+    at = index % ((segments + 1) * (W - 1))
+    batch = index // ((segments + 1) * (W - 1))
+    if HAS_RUN:
+        row = tl.load(after_ptr + index)
+    else:
+        row = at // (W - 1) * segment + at % (W - 1)
+    row = tl.minimum(row, length - 1).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = cols < C
+    value = tl.load(from_ptr + batch.to(tl.int64) * from_b + row * from_l + cols, mask=inside)
+    tl.store(to_ptr + index.to(tl.int64) * C + cols, value, mask=inside)
 
 
 def _copy_behind(rows: Tensor, after: Tensor | None, width: int, segment: int) -> Tensor:
     """Of rows (b, l, c) the width - 1 behind each border of segments, (b, borders, width - 1, c); for ``after`` see
-    :func:`links`. Behind the end stands the last row, which nobody reads."""
-    b, l, _ = rows.shape
-    if after is None:
-        borders = torch.arange(0, l + segment, segment, device=rows.device)
-        after = borders[:, None] + torch.arange(width - 1, device=rows.device)
-        return rows[:, after.clamp(max=l - 1)].contiguous()
-    return rows[torch.arange(b, device=rows.device)[:, None, None], after.clamp(max=l - 1)].contiguous()
+    :func:`links`. Behind the end stand other rows, which nobody reads."""
+    b, l, c = rows.shape
+    segments = triton.cdiv(l, segment)
+    copy = torch.empty(b, segments + 1, width - 1, c, dtype=rows.dtype, device=rows.device)
+    block = min(1024, power_of_two(c))
+    launch(_copy_rows, (b * (segments + 1) * (width - 1), triton.cdiv(c, block)),
+        rows, rows if after is None else after, copy, l, segment, segments, *rows.stride()[:2],
+        C=c, W=width, BLOCK=block, HAS_RUN=after is not None,
+    )  # fmt: skip
+    return copy
 
 
+@triton.jit(do_not_specialize=["rows"])
+def _sum_weights(sum_ptr, dw_ptr, db_ptr, rows, C: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr):
+    """(rows, W + 1, C), summed over rows, to dw (C, W) and db (C,)."""
+    ROWS: tl.constexpr = 32
+    cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tap = tl.program_id(1)
+    inside = cols < C
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in tl.range(0, rows, ROWS):
+        at = start + tl.arange(0, ROWS)
+        from_ = (at.to(tl.int64) * (W + 1) + tap)[:, None] * C + cols[None, :]
+        total += tl.load(sum_ptr + from_, mask=(at < rows)[:, None] & inside[None, :], other=0.0)
+    total = tl.sum(total, 0)
+    tl.store(dw_ptr + cols * W + tap, total, mask=inside & (tap < W))
+    tl.store(db_ptr + cols, total, mask=inside & (tap == W))
+
+
+@taped
 @on_device_of_first
 def backward(
     grad_y: Tensor,
-    grad_final: Tensor,
+    grad_final: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -254,7 +300,7 @@ def backward(
     activation: bool,
     dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (in its dtype), and of weight, bias and the initial state in float32.
+    """Gradients of x, weight and bias in their dtypes (float32 without a bias), and of the initial state in float32.
 
     ``dx`` (b, l, c) takes the first where it is given: any floating dtype, last stride 1. It may be ``grad_y``, and
     overlaps nothing else.
@@ -273,14 +319,18 @@ def backward(
         codes = encode_runs(seq_idx)
         link, after = links(codes, width, segment)
     in_place = dx.data_ptr() == grad_y.data_ptr()
-    if in_place:
+    if in_place and width > 1:
         behind = _copy_behind(grad_y, None if seq_idx is None else after, width, segment)
     strides, unit = row_strides(x, grad_y, dx)
-    _backward[(b * segments * triton.cdiv(c, BLOCK),)](
-        x, grad_y, grad_final.contiguous(), weight, weight if bias is None else bias.contiguous(),
-        weight if initial_state is None else initial_state.contiguous(), codes, link, after, behind, dx, ds, sums,
-        l, segment, segments, *strides[:4], *weight.stride(), *strides[4:],
+    launch(_backward, (b * segments * triton.cdiv(c, BLOCK),),
+        x, grad_y, weight if grad_final is None else grad_final.contiguous(), weight,
+        weight if bias is None else bias.contiguous(), weight if initial_state is None else initial_state.contiguous(),
+        codes, link, after, behind, dx, ds, sums, l, segment, segments, *strides[:4], *weight.stride(), *strides[4:],
         **options("backward", c, width, unit, activation, bias, initial_state, seq_idx), COPIED=in_place,
+        HAS_FINAL=grad_final is not None,
     )  # fmt: skip
-    total = sums.sum(0)
-    return dx, total[:width].t().contiguous(), total[width].clone(), ds
+    dw = torch.empty(c, width, dtype=weight.dtype, device=x.device)
+    db = torch.empty(c, dtype=torch.float32 if bias is None else bias.dtype, device=x.device)
+    block = min(128, power_of_two(c))
+    launch(_sum_weights, (triton.cdiv(c, block), width + 1), sums, dw, db, b * segments, C=c, W=width, BLOCK=block)
+    return dx, dw, db, ds

@@ -1,6 +1,7 @@
 """The definition of a decode step, and what runs where Triton does not: one token of each row in plain PyTorch.
 
-Arithmetic is in the dtype of the state, under autocast too. Nothing is written in place, so autograd can follow.
+Arithmetic is in float32, or float64 for a float64 state, under autocast too; a state in 16 bits is rounded when it is
+written. Nothing is written in place, so autograd can follow.
 """
 
 import torch
@@ -32,13 +33,13 @@ def selective_scan_step(
     seq_idx: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mamba_core.ops.decode.selective_scan_step`."""
-    work = ssm.dtype
+    work = _working_dtype(ssm)
     x_, B, C = x.to(work), B.to(work), C.to(work)
     step = _time_step(dt, dt_bias, dt_min, dt_max, work)  # (b, d)
     decay = torch.exp(step[..., None] * _A(A_log))  # (b, d, n)
-    after = torch.addcmul(ssm * decay, (step * x_)[..., None], B[:, None])
+    after = torch.addcmul(ssm.to(work) * decay, (step * x_)[..., None], B[:, None])
     y = torch.addcmul(_read(after, C), x_, D.to(work)) * F.silu(z.to(work))
-    return y.to(x.dtype), after, seq_idx.clamp(min=0)
+    return y.to(x.dtype), after.to(ssm.dtype), seq_idx.clamp(min=0)
 
 
 def mamba2_step(
@@ -65,25 +66,31 @@ def mamba2_step(
     x, B, C = xBC.split([inner, wide, wide], dim=-1)
     x = x.unflatten(-1, (h, p))
     B, C = (t.unflatten(-1, (groups, n)).repeat_interleave(h // groups, dim=1) for t in (B, C))  # (b, h, n)
-    step = _time_step(dt, dt_bias, dt_min, dt_max, ssm.dtype)  # (b, h)
+    work = _working_dtype(ssm)
+    step = _time_step(dt, dt_bias, dt_min, dt_max, work)  # (b, h)
     decay = torch.exp(step * _A(A_log))[..., None, None]
-    after = torch.addcmul(ssm * decay, (x * step[..., None])[..., None], B[:, :, None])
-    y = torch.addcmul(_read(after, C), x, D.to(ssm.dtype)[:, None])
+    after = torch.addcmul(ssm.to(work) * decay, (x * step[..., None])[..., None], B[:, :, None])
+    y = torch.addcmul(_read(after, C), x, D.to(work)[:, None])
     y = gated_rms_norm(y.flatten(-2).to(z.dtype), z, norm_weight, norm_eps, inner // groups)
-    return y, tail, after, seq_idx.clamp(min=0)
+    return y, tail, after.to(ssm.dtype), seq_idx.clamp(min=0)
 
 
 def s4d_step(
     x: Tensor, log_dt: Tensor, A_log: Tensor, A_imag: Tensor, C: Tensor, D: Tensor, ssm: Tensor, seq_idx: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mamba_core.ops.decode.s4d_step`."""
-    state = torch.view_as_complex(ssm.contiguous())
+    work = _working_dtype(ssm)
+    state = torch.view_as_complex(ssm.to(work).contiguous())
     A = as_complex(torch.stack([_A(A_log), A_imag], dim=-1))
     decay, B = (t.to(state.dtype) for t in discretise(log_dt.double().exp(), A))
-    x_ = x.to(ssm.dtype)
+    x_ = x.to(work)
     after = decay * state + B * x_[..., None]
-    y = 2 * (as_complex(C).to(state.dtype) * after).sum(-1).real + D.to(ssm.dtype) * x_
-    return F.gelu(y).to(x.dtype), torch.view_as_real(after), seq_idx.clamp(min=0)
+    y = 2 * (as_complex(C).to(state.dtype) * after).sum(-1).real + D.to(work) * x_
+    return F.gelu(y).to(x.dtype), torch.view_as_real(after).to(ssm.dtype), seq_idx.clamp(min=0)
+
+
+def _working_dtype(state: Tensor) -> torch.dtype:
+    return torch.float64 if state.dtype == torch.float64 else torch.float32
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_core.ops.kernels import LOG2_E, clamp, inner_contiguous, on_device_of_first, power_of_two, sigmoid, softplus
+from mamba_core.ops.tape import launch
 
 TILE = 2048  # elements of the state in a program, 16 a thread
-LARGE_TILE = 8192  # and where there are programs enough to fill a large GPU even so
-FULL = 2048  # programs
+FULL = 4096  # programs that fill a large GPU with some to spare
+MOST_EACH = 4  # tiles that a program takes in turn, where there are so many
 CHANNELS = 1024  # channels of the convolution in a program
 
 
@@ -42,7 +43,7 @@ def _convolve(
 
 
 @triton.jit
-def _shift(x_ptr, tail_ptr, channel, here, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
+def shift_tail(x_ptr, tail_ptr, channel, here, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
     """Move the tail of some channels of one row on by one input."""
     for k in tl.static_range(WIDTH - 1):
         if k < WIDTH - 2:
@@ -61,7 +62,7 @@ def _rate(A_log_ptr, at, here):
 
 
 @triton.jit
-def _mark(seq_ptr, row, here):
+def mark(seq_ptr, row, here):
     """A row that has seen a token is in a document."""
     seq = tl.load(seq_ptr + row, mask=here, other=0)
     tl.store(seq_ptr + row, tl.maximum(seq, 0), mask=here)
@@ -72,36 +73,52 @@ def _scan_heads(
     projected_ptr, weight_ptr, bias_ptr, A_log_ptr, D_ptr, dt_bias_ptr, conv_ptr, ssm_ptr, y_ptr,
     row_stride, low, high,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, EACH: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """y (b, h p) fp32 before the norm, and the new ssm."""
+    """y (b, h p) fp32 before the norm, times silu(z) if GATED, and the new ssm. A program takes EACH parts of a head's
+    rows, with the next one's state on its way while one is worked on."""
     INNER: tl.constexpr = HEADS * P
     CHANNELS: tl.constexpr = INNER + 2 * GROUPS * N
-    PARTS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
+    PARTS: tl.constexpr = (P + BLOCK_P * EACH - 1) // (BLOCK_P * EACH)
     row = tl.program_id(0).to(tl.int64)
     head, part = tl.program_id(1) // PARTS, tl.program_id(1) % PARTS
     group = head // (HEADS // GROUPS)
-    p = part * BLOCK_P + tl.arange(0, BLOCK_P)
+    rows = part * (BLOCK_P * EACH) + tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
-    in_p, in_n = p < P, n < N
-    ssm_ptr += (row * HEADS + head) * (P * N) + p[:, None] * N + n[None, :]
-    inside = in_p[:, None] & in_n[None, :]
-    state = tl.load(ssm_ptr, mask=inside, other=0.0).to(tl.float32)
+    in_n = n < N
+    ssm_ptr += (row * HEADS + head) * (P * N) + rows[:, None] * N + n[None, :]
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    next_state = tl.load(ssm_ptr, mask=(rows < P)[:, None] & in_n[None, :], other=0.0)  # of the last token: no wait
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     projected_ptr += row * row_stride
     x_ptr = projected_ptr + INNER
     conv_ptr += row * ((WIDTH - 1) * CHANNELS)
-    x = _convolve(x_ptr, weight_ptr, bias_ptr, conv_ptr, head * P + p, in_p, CHANNELS, WIDTH)
     at_B = INNER + group * N + n
     B = _convolve(x_ptr, weight_ptr, bias_ptr, conv_ptr, at_B, in_n, CHANNELS, WIDTH)
     C = _convolve(x_ptr, weight_ptr, bias_ptr, conv_ptr, at_B + GROUPS * N, in_n, CHANNELS, WIDTH)
     dt = tl.load(x_ptr + CHANNELS + head).to(tl.float32) + tl.load(dt_bias_ptr + head).to(tl.float32)
     dt = clamp(softplus(dt), low, high)
     decay = tl.exp2(dt * _rate(A_log_ptr, head, True))
-    state = state * decay + (x * dt)[:, None] * B[None, :]
-    y = tl.sum(state * C[None, :], 1) + x * tl.load(D_ptr + head).to(tl.float32)
-    tl.debug_barrier()
-    tl.store(ssm_ptr, state, mask=inside)
-    tl.store(y_ptr + row * INNER + head * P + p, y, mask=in_p)
+    D = tl.load(D_ptr + head).to(tl.float32)
+    for i in tl.static_range(EACH):
+        p = rows + i * BLOCK_P
+        in_p = p < P
+        inside = in_p[:, None] & in_n[None, :]
+        state = next_state.to(tl.float32)
+        if i + 1 < EACH:
+            ahead = (p + BLOCK_P < P)[:, None] & in_n[None, :]
+            next_state = tl.load(ssm_ptr + (i + 1) * (BLOCK_P * N), mask=ahead, other=0.0)
+        x = _convolve(x_ptr, weight_ptr, bias_ptr, conv_ptr, head * P + p, in_p, CHANNELS, WIDTH)
+        state = state * decay + (x * dt)[:, None] * B[None, :]
+        y = tl.sum(state * C[None, :], 1) + x * D
+        if GATED:
+            z = tl.load(projected_ptr + head * P + p, mask=in_p, other=0.0).to(tl.float32)
+            y = y * (z * sigmoid(z))
+        tl.debug_barrier()
+        tl.store(ssm_ptr + i * (BLOCK_P * N), state, mask=inside)
+        tl.store(y_ptr + row * INNER + head * P + p, y, mask=in_p)
 
 
 @triton.jit
@@ -123,11 +140,11 @@ def _finish(
         scale = tl.rsqrt(tl.sum(u * u, 0) / SIZE + eps)
         weight = tl.load(norm_ptr + cols, mask=here, other=0.0).to(tl.float32)
         tl.store(out_ptr + row * INNER + cols, u * scale * weight, mask=here)
-        _mark(seq_ptr, row, part == 0)
+        mark(seq_ptr, row, part == 0)
     else:
         channel = (part - GROUPS) * BLOCK_C + tl.arange(0, BLOCK_C)
         conv_ptr += row * ((WIDTH - 1) * CHANNELS)
-        _shift(projected_ptr + INNER, conv_ptr, channel, channel < CHANNELS, CHANNELS, WIDTH)
+        shift_tail(projected_ptr + INNER, conv_ptr, channel, channel < CHANNELS, CHANNELS, WIDTH)
 
 
 @triton.jit
@@ -143,7 +160,7 @@ def _conv_channels(
     y = _convolve(x_ptr, weight_ptr, bias_ptr, tail_ptr, channel, here, CHANNELS, WIDTH)
     tl.store(y_ptr + row * CHANNELS + channel, y, mask=here)
     tl.debug_barrier()
-    _shift(x_ptr, tail_ptr, channel, here, CHANNELS, WIDTH)
+    shift_tail(x_ptr, tail_ptr, channel, here, CHANNELS, WIDTH)
 
 
 @triton.jit
@@ -173,7 +190,7 @@ def _scan_channels(
     tl.debug_barrier()
     tl.store(ssm_ptr + at, state, mask=inside)
     tl.store(y_ptr + row * CHANNELS + channel, y * z * sigmoid(z), mask=here)
-    _mark(seq_ptr, row, tl.program_id(1) == 0)
+    mark(seq_ptr, row, tl.program_id(1) == 0)
 
 
 @on_device_of_first
@@ -199,24 +216,47 @@ def mamba2_step(
     projected = inner_contiguous(projected)
     conv_weight, conv_bias, norm_weight = (t.contiguous() for t in (conv_weight, conv_bias, norm_weight))
     A_log, D, dt_bias = (t.contiguous() for t in (A_log, D, dt_bias))
-    block_n = power_of_two(n)
-    block_p = _rows(p, block_n, b * h)
-    parts = triton.cdiv(p, block_p)
     y = torch.empty(b, h * p, dtype=torch.float32, device=projected.device)
-    _scan_heads[(b, h * parts)](
-        projected, conv_weight, conv_bias, A_log, D, dt_bias, conv, ssm, y,
-        projected.stride(0), dt_min, dt_max,
-        h, groups, p, n, width, block_p, block_n,
-        num_warps=_warps(block_p * block_n, 16),
-    )  # fmt: skip
+    scan_heads(projected, conv_weight, conv_bias, A_log, D, dt_bias, dt_min, dt_max, conv, ssm, y, False, False)
     out = torch.empty(b, h * p, dtype=projected.dtype, device=projected.device)
     block = power_of_two(h * p // groups)
-    _finish[(b, groups + triton.cdiv(channels, CHANNELS))](
+    launch(_finish, (b, groups + triton.cdiv(channels, CHANNELS)),
         y, projected, norm_weight, conv, seq_idx, out, projected.stride(0), norm_eps,
         h * p, channels, groups, width, block, CHANNELS,
         num_warps=_warps(block, 8),
     )  # fmt: skip
     return out
+
+
+def scan_heads(
+    projected: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_min: float,
+    dt_max: float,
+    conv: Tensor,
+    ssm: Tensor,
+    y: Tensor,
+    gated: bool,
+    pdl: bool,
+) -> None:
+    """Advance ``ssm`` and write y (b, h p) in float32, see the kernel; all tensors are contiguous but for rows."""
+    b, h, p, n = ssm.shape
+    channels, width = conv_weight.shape
+    groups = (channels - h * p) // (2 * n)
+    block_n = power_of_two(n)
+    block_p = min(power_of_two(p), max(1, TILE // block_n))
+    parts = triton.cdiv(p, block_p)
+    each = min(power_of_two(parts), MOST_EACH) if b * h * parts >= FULL else 1
+    launch(_scan_heads, (b, h * triton.cdiv(parts, each)),
+        projected, conv_weight, conv_bias, A_log, D, dt_bias, conv, ssm, y,
+        projected.stride(0), dt_min, dt_max,
+        h, groups, p, n, width, block_p, block_n, each, gated, pdl,
+        num_warps=_warps(block_p * block_n, 16), **({"launch_pdl": True} if pdl else {}),
+    )  # fmt: skip
 
 
 @on_device_of_first
@@ -226,7 +266,7 @@ def conv_step(x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor) -> Tensor:
     x, weight, bias = inner_contiguous(x), weight.contiguous(), bias.contiguous()
     y = torch.empty(b, c, dtype=x.dtype, device=x.device)
     block = CHANNELS if b * c >= FULL * CHANNELS else 128  # few rows: more programs
-    _conv_channels[(b, triton.cdiv(c, block))](
+    launch(_conv_channels, (b, triton.cdiv(c, block)),
         x, weight, bias, tail, y, x.stride(0), c, weight.shape[1], block, num_warps=_warps(block, 8)
     )  # fmt: skip
     return y
@@ -254,20 +294,13 @@ def selective_scan_step(
     block_n = power_of_two(n)
     block = max(1, TILE // 4 // block_n)
     y = torch.empty(b, d, dtype=x.dtype, device=x.device)
-    _scan_channels[(b, triton.cdiv(d, block))](
+    launch(_scan_channels, (b, triton.cdiv(d, block)),
         x, dt, B, C, z, A_log, D, dt_bias, ssm, seq_idx, y,
         *(t.stride(0) for t in (x, dt, B, C, z)), dt_min, dt_max,
         d, n, block, block_n,
         num_warps=_warps(block * block_n, 8),
     )  # fmt: skip
     return y
-
-
-def _rows(p: int, block_n: int, heads: int) -> int:
-    """Rows of a head's state (p, n) to a program, for this many heads in all."""
-    few = min(power_of_two(p), max(1, TILE // block_n))
-    many = min(power_of_two(p), max(1, LARGE_TILE // block_n))
-    return many if heads * triton.cdiv(p, many) >= FULL else few
 
 
 def _warps(elements: int, a_thread: int) -> int:

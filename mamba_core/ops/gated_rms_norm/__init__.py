@@ -1,13 +1,18 @@
 """Gated root-mean-square norm of Mamba-2: the public function and the choice of path."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from mamba_core.ops import paths
 from mamba_core.ops.arguments import check_arguments
+from mamba_core.ops.direct import Seen, is_plain
 from mamba_core.ops.gated_rms_norm import operators
 from mamba_core.ops.gated_rms_norm.reference import gated_rms_norm_reference
 
 __all__ = ["gated_rms_norm"]
+
+_seen = Seen()
 
 
 def gated_rms_norm(
@@ -39,11 +44,17 @@ def gated_rms_norm(
     """
     c = x.shape[-1]
     group = group_size or c
-    if group < 1 or c % group:
-        raise ValueError(f"gated_rms_norm: {c} channels want a group size that divides them, got {group}")
-    check_arguments("gated_rms_norm", x.device, {"x": (x, x.shape), "z": (z, x.shape), "weight": (weight, (c,))})
+    plain = is_plain(x)
+    if not (plain and _seen.knows((x, z, weight), group)):
+        if group < 1 or c % group:
+            raise ValueError(f"gated_rms_norm: {c} channels want a group size that divides them, got {group}")
+        check_arguments("gated_rms_norm", x.device, {"x": (x, x.shape), "z": (z, x.shape), "weight": (weight, (c,))})
+        if plain:
+            _seen.add((x, z, weight), group)
     chosen = paths.choose_path("gated_rms_norm", x, path)
     if chosen == "reference":
         return gated_rms_norm_reference(x, z, weight, eps, group)
-    op = operators.gated_rms_norm_triton if chosen == "triton" else operators.gated_rms_norm
+    op: Callable[..., Tensor] = operators.gated_rms_norm
+    if chosen == "triton":
+        op = operators.gated_rms_norm_direct if plain else operators.gated_rms_norm_triton
     return op(x, z, weight, eps, group)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mamba_core.ops.direct import direct
 from mamba_core.ops.gated_rms_norm import chunked
 
 
@@ -33,7 +34,7 @@ def gated_rms_norm_triton_backward(
     from mamba_core.ops.gated_rms_norm import triton
 
     dx, dz, dw = triton.backward(grad_y, x, z, weight, eps, group)
-    return dx, dz, dw.to(weight.dtype)
+    return dx, dz, dw
 
 
 @gated_rms_norm.register_fake
@@ -71,3 +72,18 @@ def _backward_triton(ctx, grad_y):  # type: ignore[no-untyped-def]
 
 gated_rms_norm.register_autograd(_backward, setup_context=_setup_context)
 gated_rms_norm_triton.register_autograd(_backward_triton, setup_context=_setup_context)
+
+
+def _forward_direct(*arguments):  # type: ignore[no-untyped-def]
+    from mamba_core.ops.gated_rms_norm import triton
+
+    return triton.forward(*arguments)
+
+
+def _backward_direct(ctx, grad_y):  # type: ignore[no-untyped-def]
+    from mamba_core.ops.gated_rms_norm import triton
+
+    return _in_place_of_inputs(ctx, triton.backward, grad_y)
+
+
+gated_rms_norm_direct = direct(_forward_direct, _setup_context, _backward_direct)

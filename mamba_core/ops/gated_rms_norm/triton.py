@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_core.ops.kernels import inner_contiguous, on_device_of_first, power_of_two, sigmoid
+from mamba_core.ops.tape import launch, taped
 
 TILE = {"forward": 512, "backward": 256}  # elements of a warp: 16 a thread, and half as many where registers are short
 WIDEST = 8192  # channels that a program holds, in 16 warps
@@ -247,7 +248,7 @@ def _means_of(
     means = torch.empty(1 if gy is None else 2, b * l, c // group, dtype=torch.float32, device=x.device)
     g, gate = x if gy is None else gy, x if z is None else z
     strides, layout = _strides(g, x, gate)
-    _means[(b * l * (c // group),)](
+    launch(_means, (b * l * (c // group),),
         g, x, gate, weight, means, b * l, l, *strides,
         C=c, GROUP=group, BLOCK=options["BLOCK"], num_warps=4,
         HAS_Z=z is not None, HAS_GRADIENT=gy is not None, **layout,
@@ -255,6 +256,21 @@ def _means_of(
     return means
 
 
+@triton.jit(do_not_specialize=["rows"])
+def _sum_rows(sum_ptr, out_ptr, rows, C: tl.constexpr, BLOCK: tl.constexpr):
+    """(rows, C) -> (C,)."""
+    ROWS: tl.constexpr = 64
+    cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = cols < C
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in tl.range(0, rows, ROWS):
+        at = start + tl.arange(0, ROWS)
+        from_ = at.to(tl.int64)[:, None] * C + cols[None, :]
+        total += tl.load(sum_ptr + from_, mask=(at < rows)[:, None] & inside[None, :], other=0.0)
+    tl.store(out_ptr + cols, tl.sum(total, 0), mask=inside)
+
+
+@taped
 @on_device_of_first
 def forward(x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group: int, out: Tensor | None = None) -> Tensor:
     """y (..., c) in x's dtype.
@@ -270,13 +286,14 @@ def forward(x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group: int,
     means = _means_of(None, rows_x, rows_z, weight, group, options) if group > options["BLOCK"] else weight
     gate = rows_x if rows_z is None else rows_z
     strides, layout = _strides(rows_x, gate, rows_y)
-    _forward[(programs,)](
+    launch(_forward, (programs,),
         rows_x, gate, weight, means, rows_y, eps, b * l, share, l, *strides,
         HAS_Z=z is not None, **layout, **options,
     )  # fmt: skip
     return y
 
 
+@taped
 @on_device_of_first
 def backward(
     grad_y: Tensor,
@@ -288,7 +305,7 @@ def backward(
     dx: Tensor | None = None,
     dz: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x and z (..., c) in their dtypes, and of weight (c,) in float32; z's is empty without a gate.
+    """Gradients of x, z (..., c) and weight (c,) in their dtypes; z's is empty without a gate.
 
     ``dx`` and ``dz`` (..., c) take the first two where they are given: any floating dtype, last stride 1, leading
     dimensions that make one (b, l). Each may be the very memory of grad_y, x or z, with its dtype and strides; no other
@@ -310,8 +327,11 @@ def backward(
     sums = torch.empty(triton.cdiv(b * l, share), c, dtype=torch.float32, device=x.device)
     gate = rows_x if rows_z is None else rows_z
     strides, layout = _strides(rows_g, rows_x, gate, rows_dx, rows_dz)
-    _backward[(programs,)](
+    launch(_backward, (programs,),
         rows_g, rows_x, gate, weight, means, rows_dx, rows_dz, sums, eps, b * l, share, l, *strides,
         HAS_Z=z is not None, **layout, **options,
     )  # fmt: skip
-    return dx, dz, sums.sum(0)
+    dw = torch.empty(c, dtype=weight.dtype, device=x.device)
+    block = min(64, power_of_two(c))
+    launch(_sum_rows, (triton.cdiv(c, block),), sums, dw, len(sums), C=c, BLOCK=block)
+    return dx, dz, dw

@@ -3,13 +3,17 @@ and the choice of path."""
 
 import math
 
+import torch
 from torch import Tensor
 
 from mamba_core.ops import paths
 from mamba_core.ops.arguments import check_arguments, check_extent, check_limit
+from mamba_core.ops.direct import Seen, is_plain
 from mamba_core.ops.mamba2_inner import composed, operators
 
 __all__ = ["mamba2_inner"]
+
+_seen = Seen()
 
 
 def mamba2_inner(
@@ -27,6 +31,7 @@ def mamba2_inner(
     groups: int = 1,
     norm_eps: float = 1e-5,
     dt_limit: tuple[float, float] = (0.0, math.inf),
+    log_A: bool = False,
     path: paths.Path | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolution and silu of x, B, C; :func:`mamba_core.ops.ssd.ssd`; norm of y silu(z) over each group's channels.
@@ -46,6 +51,7 @@ def mamba2_inner(
             stands there but in z, which must be finite).
         groups: g, a divisor of h.
         dt_limit: smallest and largest time step.
+        log_A: A stands for log(-A), as a mixer keeps it.
         path: force "triton", "chunked" or "reference"; see :mod:`mamba_core.ops.paths`.
 
     Returns:
@@ -56,6 +62,36 @@ def mamba2_inner(
         ValueError: shapes, dtypes or devices that do not belong together, an empty sequence, a dt_limit that is not
             an interval of non-negative numbers, or a path that does not exist or cannot run here.
     """
+    tensors = (projected, conv_weight, conv_bias, A, D, dt_bias, norm_weight, conv_state, ssm_state, seq_idx)
+    plain = is_plain(projected)
+    if not (plain and _seen.knows(tensors, groups, dt_limit)):
+        _check(*tensors, groups, dt_limit)
+        if plain:
+            _seen.add(tensors, groups, dt_limit)
+    chosen = paths.choose_path("mamba2_inner", projected, path)
+    if chosen == "triton":
+        operator = operators.mamba2_inner_direct if plain else operators.mamba2_inner
+        y, conv, ssm, *_ = operator(*tensors, groups, float(norm_eps), *map(float, dt_limit), log_A)
+        return y, conv, ssm
+    if log_A:
+        tensors = (*tensors[:3], -torch.exp(A), *tensors[4:])
+    return composed.mamba2_inner(*tensors, groups, norm_eps, dt_limit, chosen)
+
+
+def _check(
+    projected: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    norm_weight: Tensor,
+    conv_state: Tensor | None,
+    ssm_state: Tensor | None,
+    seq_idx: Tensor | None,
+    groups: int,
+    dt_limit: tuple[float, float],
+) -> None:
     if projected.ndim != 3 or conv_weight.ndim != 2 or A.ndim != 1 or norm_weight.ndim != 1:
         found = ", ".join(str(tuple(t.shape)) for t in (projected, conv_weight, A, norm_weight))
         raise ValueError(
@@ -89,9 +125,3 @@ def mamba2_inner(
             "seq_idx": (seq_idx, (b, l)),
         },
     )
-    tensors = (projected, conv_weight, conv_bias, A, D, dt_bias, norm_weight, conv_state, ssm_state, seq_idx)
-    chosen = paths.choose_path("mamba2_inner", projected, path)
-    if chosen == "triton":
-        y, conv, ssm, *_ = operators.mamba2_inner(*tensors, groups, float(norm_eps), *map(float, dt_limit))
-        return y, conv, ssm
-    return composed.mamba2_inner(*tensors, groups, norm_eps, dt_limit, chosen)

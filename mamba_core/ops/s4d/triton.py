@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_core.ops.kernels import inner_contiguous, on_device_of_first, power_of_two
+from mamba_core.ops.tape import launch
 
 TILE = 256  # pairs of the state in a program
 SQRT_HALF = tl.constexpr(0.7071067811865476)
@@ -65,7 +66,7 @@ def s4d_step(
     block_n = power_of_two(n)
     block = max(1, TILE // block_n)
     y = torch.empty(b, h, dtype=x.dtype, device=x.device)
-    _step[(b, triton.cdiv(h, block))](
+    launch(_step, (b, triton.cdiv(h, block)),
         x, log_dt, A_log, A_imag, C, D, ssm, seq_idx, y, x.stride(0), h, n, block, block_n, num_warps=4
     )  # fmt: skip
     return y

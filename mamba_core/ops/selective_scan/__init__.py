@@ -3,14 +3,18 @@ path."""
 
 import math
 
+import torch
 from torch import Tensor
 
 from mamba_core.ops import paths
 from mamba_core.ops.arguments import Wanted, check_arguments, check_extent, check_limit
+from mamba_core.ops.direct import Seen, is_plain
 from mamba_core.ops.selective_scan import chunked, operators
 from mamba_core.ops.selective_scan.reference import selective_scan_reference
 
 __all__ = ["selective_scan"]
+
+_seen = Seen()
 
 
 def selective_scan(
@@ -27,6 +31,7 @@ def selective_scan(
     *,
     dt_softplus: bool = True,
     dt_limit: tuple[float, float] = (0.0, math.inf),
+    log_A: bool = False,
     path: paths.Path | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Selective state-space scan with a state of n numbers, each with its own decay, for every channel.
@@ -50,6 +55,7 @@ def selective_scan(
             no gradient, whatever stands there). An infinite state of one document may spoil the next.
         dt_softplus: whether dt goes through softplus.
         dt_limit: smallest and largest time step, 0 <= smallest <= largest; no gradient of dt outside.
+        log_A: A stands for log(-A), as a mixer keeps it.
         path: force "triton", "chunked" or "reference".
 
     Returns:
@@ -60,20 +66,25 @@ def selective_scan(
         ValueError: shapes, dtypes or devices that do not belong together, an empty sequence, a dt_limit that is not
             an interval of non-negative numbers, or a path that does not exist.
     """
-    _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
-    check_limit("selective_scan", dt_limit)
+    tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    plain = is_plain(x)
+    if not (plain and _seen.knows(tensors, dt_limit)):
+        _check(*tensors)
+        check_limit("selective_scan", dt_limit)
+        if plain:
+            _seen.add(tensors, dt_limit)
     low, high = dt_limit
     chosen = paths.choose_path("selective_scan", x, path)
-    if chosen == "reference":
-        return selective_scan_reference(
-            x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus=dt_softplus, dt_limit=dt_limit
-        )
-    tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
     if chosen == "triton":
-        y, final_state, *_ = operators.selective_scan_triton(*tensors, dt_softplus, low, high)
-    else:
-        chunks, steps = chunked.plan(x.shape[0], A.shape[0], A.shape[1], x.device.type)
-        y, final_state, _ = operators.selective_scan(*tensors, dt_softplus, low, high, chunks, steps)
+        operator = operators.selective_scan_triton_direct if plain else operators.selective_scan_triton
+        y, final_state, *_ = operator(*tensors, dt_softplus, low, high, log_A)
+        return y, final_state
+    if log_A:
+        tensors = (x, dt, -torch.exp(A), *tensors[3:])
+    if chosen == "reference":
+        return selective_scan_reference(*tensors, dt_softplus=dt_softplus, dt_limit=dt_limit)
+    chunks, steps = chunked.plan(x.shape[0], A.shape[0], A.shape[1], x.device.type)
+    y, final_state, _ = operators.selective_scan(*tensors, dt_softplus, low, high, chunks, steps)
     return y, final_state
 
 

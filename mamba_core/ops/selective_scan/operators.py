@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mamba_core.ops.arguments import working_dtype
+from mamba_core.ops.direct import direct
 from mamba_core.ops.results import complete, remember_results
 from mamba_core.ops.selective_scan import chunked
 
@@ -115,15 +116,21 @@ def selective_scan_triton(
     dt_softplus: bool,
     dt_min: float,
     dt_max: float,
+    log: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    return _forward_direct(*tensors, dt_softplus, dt_min, dt_max, log)
+
+
+def _forward_direct(*arguments):  # type: ignore[no-untyped-def]
     from mamba_core.ops.selective_scan import triton  # late: there is no Triton on a Mac
 
-    limit = (dt_min, dt_max)
-    return triton.forward(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, limit)
+    *tensors, dt_softplus, dt_min, dt_max, log = arguments
+    return triton.forward(*tensors, dt_softplus, (dt_min, dt_max), log)
 
 
 @selective_scan_triton.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, dt_max):  # type: ignore[no-untyped-def]
+def _(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, dt_max, log):  # type: ignore[no-untyped-def]
     from mamba_core.ops.selective_scan.triton import plan
 
     batch, _, channels = x.shape
@@ -135,7 +142,7 @@ def _(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, dt_min
 @torch.library.custom_op("mamba_core::selective_scan_triton_backward", mutates_args=())
 def selective_scan_triton_backward(
     grad_y: Tensor,
-    grad_final: Tensor,
+    grad_final: Tensor | None,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -150,22 +157,40 @@ def selective_scan_triton_backward(
     dt_softplus: bool,
     dt_min: float,
     dt_max: float,
+    log: bool,
 ) -> list[Tensor]:
-    from mamba_core.ops.selective_scan import triton_backward
-
     tensors = (x, dt, A, B, C, D, z, dt_bias, seq_idx, enter, total)
-    grads = triton_backward.backward(grad_y, grad_final, *tensors, dt_softplus, (dt_min, dt_max))
+    grads = _gradients(grad_y, grad_final, *tensors, dt_softplus, dt_min, dt_max, log)
     return [x.new_empty(0) if grad is None else grad for grad in grads]
 
 
+def _gradients(*arguments):  # type: ignore[no-untyped-def]
+    from mamba_core.ops.selective_scan import triton_backward
+
+    *tensors, dt_softplus, dt_min, dt_max, log = arguments
+    return triton_backward.backward(*tensors, dt_softplus, (dt_min, dt_max), log)
+
+
 @selective_scan_triton_backward.register_fake
-def _(grad_y, grad_final, x, dt, A, B, C, D, z, dt_bias, seq_idx, enter, total, dt_softplus, dt_min, dt_max):  # type: ignore[no-untyped-def]
-    return _fake_gradients(x, dt, A, B, C, z, grad_final.shape, torch.float32)
+def _(grad_y, grad_final, x, dt, A, B, C, D, z, dt_bias, seq_idx, enter, total, *_options):  # type: ignore[no-untyped-def]
+    batch, _, channels = x.shape
+    grads = _fake_gradients(x, dt, A, B, C, z, (batch, channels, A.shape[1]), torch.float32)
+    for place, given in ((2, A), (5, D), (7, dt_bias)):
+        if given is not None:
+            grads[place] = given.new_empty(given.shape)
+    return grads
 
 
 def _backward_triton(ctx, grad_y, grad_final, _grad_enter, _grad_total):  # type: ignore[no-untyped-def]
-    grads = selective_scan_triton_backward(*complete(ctx, grad_y, grad_final), *ctx.saved_tensors, *ctx.options)
+    (grad_y,) = complete(ctx, grad_y)
+    grads = selective_scan_triton_backward(grad_y, grad_final, *ctx.saved_tensors, *ctx.options)
     return _in_place_of_inputs(ctx, grads)
 
 
+def _backward_direct(ctx, grad_y, grad_final, _grad_enter, _grad_total):  # type: ignore[no-untyped-def]
+    (grad_y,) = complete(ctx, grad_y)
+    return _in_place_of_inputs(ctx, _gradients(grad_y, grad_final, *ctx.saved_tensors, *ctx.options))
+
+
 selective_scan_triton.register_autograd(_backward_triton, setup_context=_setup_context)
+selective_scan_triton_direct = direct(_forward_direct, _setup_context, _backward_direct)

@@ -28,7 +28,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.kernels import clamp, encode_runs, inner_contiguous, on_device_of_first, run_of, sigmoid, softplus
+from mamba_core.ops.kernels import (
+    clamp,
+    encode_runs,
+    inner_contiguous,
+    on_device_of_first,
+    run_of,
+    sigmoid,
+    softplus,
+)
+from mamba_core.ops.selective_scan.triton_layout import narrow, rates, widen_
+from mamba_core.ops.tape import launch, taped
 
 WIDTH = 64  # a group's channels are filled up to a multiple of it
 TOKENS = 64  # the length of what _transpose writes is a multiple of it
@@ -374,32 +384,6 @@ def plan(x: Tensor, B: Tensor) -> Plan:
     return Plan(chunk, -(-l // chunk), wide, -(-l // TOKENS) * TOKENS)
 
 
-def rates(A: Tensor, groups: int, wide: int) -> Tensor:
-    """A (d, n) as (n, wide) in float32 and in base 2; 0 where there is no channel."""
-    d, n = A.shape
-    out = torch.empty(n, groups, wide // groups, dtype=torch.float32, device=A.device)
-    if wide > d:
-        out.zero_()
-    torch.mul(A.float().T.unflatten(1, (groups, -1)), math.log2(math.e), out=out[..., : d // groups])
-    return out
-
-
-def narrow(state: Tensor, groups: int, channels: int) -> Tensor:
-    """(..., n, wide) back to (..., d, n), a new tensor."""
-    state = state.unflatten(-1, (groups, -1))[..., : channels // groups].flatten(-2)
-    return state.mT.clone(memory_format=torch.contiguous_format)
-
-
-def widen_(out: Tensor, state: Tensor | None, groups: int) -> None:
-    """Write (b, d, n), or zeros for None, to ``out`` (b, n, wide)."""
-    wide = out.shape[-1]
-    per_group = 0 if state is None else state.shape[1] // groups
-    if per_group * groups < wide:
-        out.zero_()
-    if state is not None:
-        out.unflatten(-1, (groups, -1))[..., :per_group].copy_(state.mT.unflatten(-1, (groups, -1)))
-
-
 def transpose(B: Tensor, C: Tensor, run: Tensor, has_run: bool, padded: int) -> Tensor:
     """B and C (b, l, g, n) as (2, b, g, n, padded) in their dtype; see the kernel."""
     b, l, g, n = B.shape
@@ -407,7 +391,7 @@ def transpose(B: Tensor, C: Tensor, run: Tensor, has_run: bool, padded: int) -> 
     dtype = B.dtype if B.dtype == C.dtype else torch.float32  # 16 bits: half the registers
     out = torch.empty(2, b, g, n, padded, dtype=dtype, device=B.device)
     block = min(64, max(16, triton.next_power_of_2(n)))
-    _transpose[(b * padded // TOKENS, g, -(-n // block))](
+    launch(_transpose, (b * padded // TOKENS, g, -(-n // block)),
         B, C, run, out, l, n, g, padded, b * g * n * padded, *B.stride()[:3], *C.stride()[:3],
         TOKENS=TOKENS, BLOCK=block, HAS_RUN=has_run,
     )  # fmt: skip
@@ -419,6 +403,7 @@ def clamps(softplus: bool, limit: tuple[float, float]) -> bool:
     return not (softplus and limit[0] == 0 and limit[1] == math.inf)
 
 
+@taped
 @on_device_of_first
 def forward(
     x: Tensor,
@@ -433,9 +418,10 @@ def forward(
     seq_idx: Tensor | None,
     softplus: bool,
     limit: tuple[float, float],
+    log: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Outputs (b, l, d) in x's dtype, final state (b, d, n) in float32, and for the backward the states that enter each
-    chunk (b, chunks + 1, n, wide) and the sums of its time steps (b, chunks, wide)."""
+    chunk (b, chunks + 1, n, wide) and the sums of its time steps (b, chunks, wide). With ``log`` A holds log(-A)."""
     b, l, d = x.shape
     g, n = B.shape[2:]
     cut = plan(x, B)
@@ -443,7 +429,7 @@ def forward(
     gate = x if z is None else inner_contiguous(z)
     run = x if seq_idx is None else encode_runs(seq_idx)
     weights = transpose(B, C, run, seq_idx is not None, cut.padded)
-    A2 = rates(A, g, cut.wide)
+    A2 = rates(A, g, cut.wide, log)
     local, total, enter = (
         torch.empty(b, *shape, dtype=torch.float32, device=x.device)
         for shape in ((cut.chunks, n, cut.wide), (cut.chunks, cut.wide), (cut.chunks + 1, n, cut.wide))
@@ -459,20 +445,20 @@ def forward(
     }
     bias = A2 if dt_bias is None else dt_bias.contiguous()
     sizes = (l, cut.chunk, cut.chunks, *limit, n)
-    launch = LAUNCH["states"]
-    blocks = cut.wide // (32 * launch["K"])
-    _chunk_states[(b * cut.chunks * blocks,)](
+    how = LAUNCH["states"]
+    blocks = cut.wide // (32 * how["K"])
+    launch(_chunk_states, (b * cut.chunks * blocks,),
         x, dt, A2, weights[0], bias, run, local, total, *sizes, blocks, g, d // g, cut.padded,
-        *x.stride()[:2], *dt.stride()[:2], **flags, **launch,
+        *x.stride()[:2], *dt.stride()[:2], **flags, **how,
     )  # fmt: skip
     pass_states(local, total, A2, run, enter, l, cut, seq_idx is not None)
-    launch = LAUNCH["outputs"]
-    blocks = cut.wide // (32 * launch["K"])
-    _outputs[(b * cut.chunks * blocks,)](
+    how = LAUNCH["outputs"]
+    blocks = cut.wide // (32 * how["K"])
+    launch(_outputs, (b * cut.chunks * blocks,),
         x, dt, gate, A2, weights[0], weights[1], A2 if D is None else D.contiguous(), bias, run, enter, local, y,
         *sizes, blocks, g, d // g, cut.padded,
         *x.stride()[:2], *dt.stride()[:2], *gate.stride()[:2],
-        **flags, HAS_D=D is not None, HAS_Z=z is not None, **launch,
+        **flags, HAS_D=D is not None, HAS_Z=z is not None, **how,
     )  # fmt: skip
     return y, narrow(enter[:, -1], g, d), enter, total
 
@@ -482,9 +468,9 @@ def pass_states(
     reverse: bool = False,
 ) -> None:  # fmt: skip
     """Fill ``states`` (b, chunks + 1, n, wide) from its first entry on, or from its last one back."""
-    launch = LAUNCH["pass"]
+    how = LAUNCH["pass"]
     b, _, n, wide = local.shape
-    _pass_states[(b * n * wide // (32 * launch["K"]),)](
+    launch(_pass_states, (b * n * wide // (32 * how["K"]),),
         local, total, A2, run, states, length, cut.chunk, cut.chunks, n, wide,
-        HAS_RUN=has_run, REVERSE=reverse, **launch,
+        HAS_RUN=has_run, REVERSE=reverse, **how,
     )  # fmt: skip

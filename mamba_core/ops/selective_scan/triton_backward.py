@@ -35,11 +35,9 @@ from mamba_core.ops.selective_scan.triton import (
     clamps,
     lanes_of,
     load_tile,
-    narrow,
     pass_states,
     plan,
     put,
-    rates,
     run_at,
     store_tile,
     take,
@@ -47,8 +45,9 @@ from mamba_core.ops.selective_scan.triton import (
     transpose,
     walk,
     where_here,
-    widen_,
 )
+from mamba_core.ops.selective_scan.triton_layout import narrow, rates, widen_
+from mamba_core.ops.tape import launch, taped
 
 LN_2 = tl.constexpr(math.log(2))
 PROGRAMS = 4096  # of the last kernel aimed at, chunks x parts of the channels
@@ -321,10 +320,35 @@ def _sum_parts(
     tl.store(dC_ptr + to, tl.trans(dC), mask=there)
 
 
+@triton.jit(do_not_specialize=["count", "size"])
+def _add_parts(part_ptr, to_ptr, count, size, BLOCK: tl.constexpr, FIRST: tl.constexpr):
+    """(count, size), summed over the first, to or onto (size,)."""
+    ROWS: tl.constexpr = 16
+    cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = cols < size
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in tl.range(0, count, ROWS):
+        at = start + tl.arange(0, ROWS)
+        from_ = at.to(tl.int64)[:, None] * size + cols[None, :]
+        total += tl.load(part_ptr + from_, mask=(at < count)[:, None] & inside[None, :], other=0.0)
+    added = tl.sum(total, 0)
+    if not FIRST:
+        added += tl.load(to_ptr + cols, mask=inside, other=0.0)
+    tl.store(to_ptr + cols, added, mask=inside)
+
+
+def _add(parts: Tensor, count: int, total: Tensor, first: bool) -> None:
+    block = 128
+    launch(
+        _add_parts, (triton.cdiv(total.numel(), block),), parts, total, count, total.numel(), BLOCK=block, FIRST=first
+    )
+
+
+@taped
 @on_device_of_first
 def backward(
     grad_y: Tensor,
-    grad_final: Tensor,
+    grad_final: Tensor | None,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -338,10 +362,12 @@ def backward(
     total: Tensor,
     softplus: bool,
     limit: tuple[float, float],
+    log: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; D and dt_bias count as given.
+    """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; D and dt_bias count as given, in float32.
 
-    Those of x, dt, B, C and z have their dtypes, the others are float32.
+    That of the state is float32, the others have the dtypes of what was given. With ``log`` A holds log(-A), and so
+    does its gradient.
     """
     b, l, d = x.shape
     g, n = B.shape[2:]
@@ -351,7 +377,7 @@ def backward(
     gate = x if z is None else inner_contiguous(z)
     run = x if seq_idx is None else encode_runs(seq_idx)
     weights = transpose(B, C, run, has_run, cut.padded)
-    A2 = rates(A, g, cut.wide)
+    A2 = rates(A, g, cut.wide, log)
     local = torch.empty(b, cut.chunks, n, cut.wide, dtype=torch.float32, device=x.device)
     leave = torch.empty_like(enter)
     widen_(leave[:, -1], grad_final, g)
@@ -366,48 +392,50 @@ def backward(
     bias = A2 if dt_bias is None else dt_bias.contiguous()
     skip = A2 if D is None else D.contiguous()
     sizes = (l, cut.chunk, cut.chunks, *limit, n)
-    launch = LAUNCH["chunks"]
-    blocks = cut.wide // (32 * launch["K"])
-    _chunk_gradients[(b * cut.chunks * blocks,)](
+    how = LAUNCH["chunks"]
+    blocks = cut.wide // (32 * how["K"])
+    launch(_chunk_gradients, (b * cut.chunks * blocks,),
         gy, dt, gate, A2, weights[1], bias, run, local, *sizes, blocks, g, d // g, cut.padded,
-        *gy.stride()[:2], *dt.stride()[:2], *gate.stride()[:2], **flags, **launch,
+        *gy.stride()[:2], *dt.stride()[:2], *gate.stride()[:2], **flags, **how,
     )  # fmt: skip
     pass_states(local, total, A2, run, leave, l, cut, has_run, reverse=True)
     del local
 
-    launch = LAUNCH["gradients"]
-    width = 32 * launch["K"]
+    how = LAUNCH["gradients"]
+    width = 32 * how["K"]
     blocks = cut.wide // width
     each = max(1, b * cut.chunks * blocks // PROGRAMS)  # blocks of channels that a program works on in turn
     each = min(each, blocks // g)
     parts = -(-blocks // g // each)
-    scratch = cut.chunk // launch["T"] * n * width  # border states of one program
+    scratch = cut.chunk // how["T"] * n * width  # border states of one program
     slab = max(1, max(AT_ONCE, SCRATCH // (4 * scratch)) // (g * parts))  # chunks at once
     slab = min(slab, b * cut.chunks)
     border = torch.empty(slab * g * parts * scratch, dtype=torch.float32, device=x.device)
     part = torch.empty(2, b, g, n, parts, cut.padded, dtype=torch.float32, device=x.device)
     dA_part = torch.empty(slab, n, cut.wide, dtype=torch.float32, device=x.device)
     dvector_part = torch.empty(slab, 2, cut.wide, dtype=torch.float32, device=x.device)
-    dA, dvector = (t.new_zeros(t.shape[1:]) for t in (dA_part, dvector_part))
+    dA, dvector = (torch.empty(t.shape[1:], dtype=t.dtype, device=t.device) for t in (dA_part, dvector_part))
     dx, ddt = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, dt))
     dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
     for start in range(0, b * cut.chunks, slab):
         count = min(slab, b * cut.chunks - start)
-        _gradients[(count * g * parts,)](
+        launch(_gradients, (count * g * parts,),
             x, dt, gate, gy, A2, weights[0], weights[1], skip, bias, run, enter, leave, border,
             dx, ddt, dx if dz is None else dz, dA_part, dvector_part, part,
             start, *sizes, blocks, g, parts, each, d // g, cut.padded, part[0].numel(),
             *x.stride()[:2], *dt.stride()[:2], *gate.stride()[:2], *gy.stride()[:2],
             **flags, HAS_D=D is not None,
-            OPERAND=tl.float32 if x.dtype == torch.float32 else tl.bfloat16, PRECISION="tf32x3", **launch,
+            OPERAND=tl.float32 if x.dtype == torch.float32 else tl.bfloat16, PRECISION="tf32x3", **how,
         )  # fmt: skip
-        dA += dA_part[:count].sum(dim=0)
-        dvector += dvector_part[:count].sum(dim=0)
+        _add(dA_part, count, dA, start == 0)
+        _add(dvector_part, count, dvector, start == 0)
 
     dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (B, C))
     block = min(64, max(16, triton.next_power_of_2(n)))
-    _sum_parts[(b * cut.padded // TOKENS, g, -(-n // block))](
+    launch(_sum_parts, (b * cut.padded // TOKENS, g, -(-n // block)),
         part, dB, dC, l, n, g, parts, cut.padded, part[0].numel(), TOKENS=TOKENS, BLOCK=block
     )  # fmt: skip
-    dD, dbias = dvector.unflatten(-1, (g, -1))[..., : d // g].flatten(1)
-    return dx, ddt, narrow(dA, g, d), dB, dC, dD.clone(), dz, dbias.clone(), narrow(leave[:, 0], g, d)
+    kinds = [torch.float32 if t is None else t.dtype for t in (D, dt_bias)]
+    dD, dbias = (narrow(dvector[None, i : i + 1], g, d, kind).view(d) for i, kind in enumerate(kinds))
+    dA = narrow(dA[None], g, d, A.dtype, A if log else None).view(d, n)
+    return dx, ddt, dA, dB, dC, dD, dz, dbias, narrow(leave[:, 0], g, d)

@@ -1,16 +1,20 @@
 """State-space dual operation of Mamba-2 (Dao & Gu 2024, arXiv:2405.21060, section 6)."""
 
 import math
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_core.ops import paths
 from mamba_core.ops.arguments import Wanted, check_arguments, check_extent, check_limit
+from mamba_core.ops.direct import Seen, is_plain
 from mamba_core.ops.ssd import operators
 from mamba_core.ops.ssd.reference import ssd_reference
 
 __all__ = ["ssd"]
+
+_seen = Seen()
 
 
 def ssd(
@@ -57,15 +61,22 @@ def ssd(
         ValueError: shapes, dtypes or devices that do not belong together, an empty sequence, a dt_limit that is not
             an interval of non-negative numbers, or a path that does not exist.
     """
-    _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
-    check_limit("ssd", dt_limit)
+    given = (x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    plain = is_plain(x)
+    if not (plain and _seen.knows(given, dt_limit)):
+        _check(*given)
+        check_limit("ssd", dt_limit)
+        if plain:
+            _seen.add(given, dt_limit)
     chosen = paths.choose_path("ssd", x, path)
     if chosen == "reference":
         return ssd_reference(
             x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus=dt_softplus, dt_limit=dt_limit
         )
     low, high = dt_limit
-    op = operators.ssd_triton if chosen == "triton" else operators.ssd
+    op: Callable[..., tuple[Tensor, ...]] = operators.ssd
+    if chosen == "triton":
+        op = operators.ssd_triton_direct if plain else operators.ssd_triton
     y, final_state, *_ = op(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, low, high)
     if z is not None:
         if seq_idx is not None:  # whatever stands at padding

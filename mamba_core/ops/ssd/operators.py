@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mamba_core.ops.arguments import working_dtype
+from mamba_core.ops.direct import direct
 from mamba_core.ops.results import complete, remember_results
 from mamba_core.ops.ssd import chunked
 from mamba_core.ops.ssd.chunks import CHUNK
@@ -126,7 +127,7 @@ def _(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, dt_softplus, dt_min, d
 @torch.library.custom_op("mamba_core::ssd_triton_backward", mutates_args=())
 def ssd_triton_backward(
     grad_y: Tensor,
-    grad_final: Tensor,
+    grad_final: Tensor | None,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -146,19 +147,43 @@ def ssd_triton_backward(
     dx, ddt, dA, dB, dC, dD, dbias, dstate = triton_backward.backward(
         grad_y, grad_final, x, dt, A, B, C, D, dt_bias, seq_idx, enter, dt_softplus, limit
     )
-    return dx, ddt, dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype), dD, dbias, dstate
+    return dx, ddt, dA, dB.to(B.dtype), dC.to(C.dtype), dD, dbias, dstate
 
 
 @ssd_triton_backward.register_fake
 def _(grad_y, grad_final, x, dt, A, B, C, D, dt_bias, seq_idx, enter, dt_softplus, dt_min, dt_max):  # type: ignore[no-untyped-def]
-    vector = x.new_empty(x.shape[2], dtype=torch.float32)
+    vector = (x.shape[2],)
     shaped = [t.new_empty(t.shape) for t in (x, dt, A, B, C)]
-    return (*shaped, vector, torch.empty_like(vector), x.new_empty(grad_final.shape, dtype=torch.float32))
+    vectors = [x.new_empty(vector, dtype=torch.float32 if t is None else t.dtype) for t in (D, dt_bias)]
+    b, _, h, n, p = enter.shape
+    return (*shaped, *vectors, enter.new_empty(b, h, p, n))
 
 
 def _backward_triton(ctx, grad_y, grad_final, _grad_enter):  # type: ignore[no-untyped-def]
-    grads = ssd_triton_backward(*complete(ctx, grad_y, grad_final), *ctx.saved_tensors, *ctx.options)
-    return _in_place_of_inputs(grads, ctx.dtypes)
+    (grad_y,) = complete(ctx, grad_y)
+    return _in_place_of_inputs(ssd_triton_backward(grad_y, grad_final, *ctx.saved_tensors, *ctx.options), ctx.dtypes)
 
 
 ssd_triton.register_autograd(_backward_triton, setup_context=_setup_context)
+
+
+def _forward_direct(*arguments):  # type: ignore[no-untyped-def]
+    from mamba_core.ops.ssd import triton
+
+    *tensors, dt_min, dt_max = arguments
+    return triton.forward(*tensors, (dt_min, dt_max))
+
+
+def _backward_direct(ctx, grad_y, grad_final, _grad_enter):  # type: ignore[no-untyped-def]
+    from mamba_core.ops.ssd import triton_backward
+
+    (grad_y,) = complete(ctx, grad_y)
+    softplus, dt_min, dt_max = ctx.options
+    dx, ddt, dA, dB, dC, *rest = triton_backward.backward(
+        grad_y, grad_final, *ctx.saved_tensors, softplus, (dt_min, dt_max)
+    )
+    _, _, _, B, C, *_ = ctx.saved_tensors
+    return _in_place_of_inputs((dx, ddt, dA, dB.to(B.dtype), dC.to(C.dtype), *rest), ctx.dtypes)
+
+
+ssd_triton_direct = direct(_forward_direct, _setup_context, _backward_direct)

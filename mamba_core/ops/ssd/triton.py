@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mamba_core.ops.kernels import encode_runs, inner_contiguous, on_device_of_first, power_of_two, run_of
 from mamba_core.ops.ssd.triton_steps import Steps
+from mamba_core.ops.tape import launch, taped
 
 _PROGRAMS = 1024  # aimed at: several for each multiprocessor of a large GPU
 LAUNCH = {  # found best on an H100 among those that change no digit
@@ -154,12 +155,14 @@ def chunk_states(
 
 @triton.jit(do_not_specialize=["segments", "first_b", "first_h"])
 def _pass_states(
-    local_ptr, kept_ptr, border_ptr, low_ptr, first_ptr, segments, heads, first_b, first_h, first_n, first_p,
+    local_ptr, kept_ptr, border_ptr, low_ptr, first_ptr, last_ptr,
+    segments, heads, first_b, first_h, first_n, first_p,
     P: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_FIRST: tl.constexpr, LOW: tl.constexpr, REVERSE: tl.constexpr,
+    HAS_FIRST: tl.constexpr, LOW: tl.constexpr, REVERSE: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """For one head of one row: border[0] = first, border[s + 1] = kept[s] border[s] + local[s]; REVERSE, from
-    border[segments] = first back to border[0]. If LOW, also in the dtype of low."""
+    border[segments] = first back to border[0]. If LOW, also in the dtype of low; if LAST, what is written last also to
+    last (b, h, p, n)."""
     batch, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     cols = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < SIZE
@@ -174,6 +177,9 @@ def _pass_states(
         if LOW:
             tl.store(low_ptr + at, state, mask=mask)
         more = k < segments
+        if LAST:
+            to = last_ptr + (batch * heads + head) * SIZE + cols % P * (SIZE // P) + cols // P
+            tl.store(to, state, mask=mask & (not more))
         slot = (batch * segments + (place - 1 if REVERSE else place)) * heads + head
         kept = tl.load(kept_ptr + slot, mask=more, other=0.0)
         state = state * kept + tl.load(local_ptr + slot * SIZE + cols, mask=mask & more, other=0.0)
@@ -300,6 +306,7 @@ def precision(x: Tensor) -> dict[str, object]:
     return {"EXACT": exact, "PRECISION": "tf32x3" if exact else "tf32"}
 
 
+@taped
 @on_device_of_first
 def forward(
     x: Tensor,
@@ -313,10 +320,11 @@ def forward(
     seq_idx: Tensor | None,
     softplus: bool,
     limit: tuple[float, float],
+    log: bool = False,
     exchange: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs (b, l, h, p) in x's dtype, final state (b, h, p, n) in float32, and for the backward the states that
-    enter each segment (b, segments + 1, h, n, p).
+    enter each segment (b, segments + 1, h, n, p). With ``log`` A holds log(-A).
 
     With ``exchange`` the initial state is what that returns, when it is told the final state from a zero state and what
     the whole leaves of a state (b, h)."""
@@ -326,14 +334,14 @@ def forward(
     cut = plan(x, B)
     run = None if seq_idx is None else encode_runs(seq_idx)
     flags = {"HAS_RUN": run is not None, **precision(x)}
-    steps = Steps(dt, A, dt_bias, run, cut.chunk, softplus, limit, flags["EXACT"] is True)
+    steps = Steps(dt, A, dt_bias, run, cut.chunk, softplus, limit, flags["EXACT"] is True, log)
     decays = (steps.step, steps.cum, steps.also, A if run is None else run)
     sizes = {"P": p, "N": n, "BLOCK_P": cut.block_p, "BLOCK_N": cut.block_n, "Q": cut.chunk}
     states = torch.empty(b, cut.chunks, h, n, p, dtype=x.dtype, device=x.device)
     since = torch.empty(b, cut.chunks, h, dtype=torch.float32, device=x.device)
     local = torch.empty(b, cut.segments, h, n, p, dtype=torch.float32, device=x.device)
     kept = torch.empty(b, cut.segments, h, dtype=torch.float32, device=x.device)
-    chunk_states[(b * cut.segments, h * cut.p_blocks)](
+    launch(chunk_states, (b * cut.segments, h * cut.p_blocks),
         x, B, *decays, states, since, local, kept, local,
         l, 0, cut.segments, cut.segment, cut.segments, cut.chunks, cut.chunks, h, h // g,
         *x.stride()[:3], *B.stride()[:3], **sizes, **flags, ENTERED=False, **cut.launch(LAUNCH["states"]),
@@ -343,27 +351,36 @@ def forward(
     if exchange is not None:
         pass_states(local, kept, None, enter, low)
         initial_state = exchange(enter[:, -1].mT, kept.prod(1))
-    pass_states(local, kept, initial_state, enter, low)
+    final = torch.empty(b, h, p, n, dtype=torch.float32, device=x.device)
+    pass_states(local, kept, initial_state, enter, low, final)
     y = torch.empty(b, l, h, p, dtype=x.dtype, device=x.device)
     together = cut.heads_together(b, g, h // g, _PROGRAMS)
-    _outputs[(b * cut.chunks, h // together)](
+    launch(_outputs, (b * cut.chunks, h // together),
         x, B, C, A if D is None else D.contiguous(), *decays, states, since, low, y,
         l, cut.segment, cut.segments, cut.chunks, h, h // g, together,
         *x.stride()[:3], *B.stride()[:3], *C.stride()[:3], *y.stride()[:3],
         **sizes, **flags, HAS_D=D is not None, **cut.launch(LAUNCH["outputs"]),
     )  # fmt: skip
-    return y, enter[:, -1].mT.clone(memory_format=torch.contiguous_format), enter
+    return y, final, enter
 
 
 def pass_states(
-    local: Tensor, kept: Tensor, first: Tensor | None, border: Tensor, low: Tensor, reverse: bool = False
+    local: Tensor,
+    kept: Tensor,
+    first: Tensor | None,
+    border: Tensor,
+    low: Tensor,
+    last: Tensor | None = None,
+    reverse: bool = False,
 ) -> None:
     """Fill ``border`` (b, segments + 1, h, n, p), and ``low`` where it is another tensor, from ``first`` (b, h, p, n)
-    and what each segment adds and keeps; backwards, from the last entry."""
+    and what each segment adds and keeps; backwards, from the last entry. ``last`` (b, h, p, n) takes the entry at the
+    other end."""
     b, segments, h, n, p = local.shape
     block = min(256, power_of_two(n * p))
     b_, h_, p_, n_ = (0, 0, 0, 0) if first is None else first.stride()
-    _pass_states[(b, h, -(-n * p // block))](
-        local, kept, border, low, local if first is None else first, segments, h, b_, h_, n_, p_,
-        P=p, SIZE=n * p, BLOCK=block, HAS_FIRST=first is not None, LOW=low is not border, REVERSE=reverse, num_warps=2,
+    launch(_pass_states, (b, h, -(-n * p // block)),
+        local, kept, border, low, local if first is None else first, local if last is None else last,
+        segments, h, b_, h_, n_, p_, P=p, SIZE=n * p, BLOCK=block, HAS_FIRST=first is not None,
+        LOW=low is not border, REVERSE=reverse, LAST=last is not None, num_warps=2,
     )  # fmt: skip

@@ -32,6 +32,7 @@ from mamba_core.ops.ssd.triton import (
     weights_within,
 )
 from mamba_core.ops.ssd.triton_steps import Steps
+from mamba_core.ops.tape import launch, taped
 
 _PROGRAMS = 256  # of the last two kernels, aimed at: more cost memory for sums over parts of the heads
 LAUNCH = {
@@ -42,6 +43,7 @@ LAUNCH = {
     "writes": {"num_warps": 4, "num_stages": 3},
 }
 _CHUNK = 64  # tokens, at most: two accumulators as wide as the state leave room for no more
+_TOKENS = 16  # of a program that adds up gradients of B and C
 _SLAB = 2**28  # bytes of states and gradients of states between the chunks of a slab
 
 
@@ -310,6 +312,31 @@ def _write_gradients(
     tl.store(dB_ptr + at[:, None] * dB_l + cols_n[None, :], dB, mask=here[:, None] & (cols_n < N)[None, :])
 
 
+@triton.jit(do_not_specialize=["length"])
+def _sum_parts(
+    sums_B_ptr, sums_C_ptr, dB_ptr, dC_ptr, length, groups, parts, dB_b, dB_l, dB_g, dC_b, dC_l, dC_g,
+    N: tl.constexpr, TOKENS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """(b, l, g, parts, n), summed over parts, to dB, and by the other half of the programs to dC."""
+    cuts = tl.cdiv(length, TOKENS)
+    batch = (tl.program_id(0) // cuts).to(tl.int64)
+    at = (tl.program_id(0) % cuts * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
+    group = tl.program_id(1)
+    n = tl.arange(0, BLOCK_N)
+    here = (at < length)[:, None] & (n < N)[None, :]
+    from_ = ((batch * length + at)[:, None] * groups + group) * (parts * N) + n[None, :]
+    total = tl.zeros((TOKENS, BLOCK_N), tl.float32)
+    if tl.program_id(2) == 0:
+        for part in tl.range(0, parts):
+            total += tl.load(sums_B_ptr + from_ + part * N, mask=here, other=0.0)
+        tl.store(dB_ptr + batch * dB_b + group * dB_g + at[:, None] * dB_l + n[None, :], total, mask=here)
+    else:
+        for part in tl.range(0, parts):
+            total += tl.load(sums_C_ptr + from_ + part * N, mask=here, other=0.0)
+        tl.store(dC_ptr + batch * dC_b + group * dC_g + at[:, None] * dC_l + n[None, :], total, mask=here)
+
+
+@taped
 @on_device_of_first
 def backward(
     grad_y: Tensor,
@@ -325,15 +352,17 @@ def backward(
     enter: Tensor,
     softplus: bool,
     limit: tuple[float, float],
+    log: bool = False,
     into: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
     exchange: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, dt, A, B, C, D, dt_bias and the initial state, from the ``enter`` of ``triton.forward``.
 
-    Those of x, B and C are in x's dtype, that of dt in its own, the others in float32. ``into`` gives memory for those
-    of x, dt, B and C, in their shapes, strided but for the last dimension of x, B and C; the first may be ``grad_y``.
-    With ``exchange`` the gradient of the final state is what that returns, when it is told the gradient that the
-    initial state gets if that is 0.
+    Those of x, B and C are in x's dtype, that of the state in float32, the others in their own (float32 for D and
+    dt_bias where they are None). With ``log`` A holds log(-A), and so does its gradient. ``into`` gives memory for
+    those of x, dt, B and C, in their shapes, strided but for the last dimension of x, B and C; the first may be
+    ``grad_y``. With ``exchange`` the gradient of the final state is what that returns, when it is told the gradient
+    that the initial state gets if that is 0.
     """
     b, l, h, p = x.shape
     g, n = B.shape[2:]
@@ -343,24 +372,26 @@ def backward(
     run = None if seq_idx is None else encode_runs(seq_idx)
     flags = {"HAS_RUN": run is not None, **precision(x)}
     sizes = {"P": p, "N": n, "BLOCK_P": cut.block_p, "BLOCK_N": cut.block_n, "Q": cut.chunk}
-    steps = Steps(dt, A, dt_bias, run, cut.chunk, softplus, limit, flags["EXACT"] is True)
-    run_, skip = A if run is None else run, A if D is None else D.contiguous()
+    steps = Steps(dt, A, dt_bias, run, cut.chunk, softplus, limit, flags["EXACT"] is True, log)
+    D = None if D is None else D.contiguous()
+    run_, skip = A if run is None else run, A if D is None else D
     decays = (steps.cum, steps.also, run_)
     strides = {name: t.stride()[:3] for name, t in (("x", x), ("gy", gy), ("B", B), ("C", C))}
     device, work = x.device, torch.float32
-    launch = {name: cut.launch(how) for name, how in LAUNCH.items()}
+    how = {name: cut.launch(chosen) for name, chosen in LAUNCH.items()}
 
     local = torch.empty(b, cut.segments, h, n, p, dtype=work, device=device)
     kept = torch.empty(b, cut.segments, h, dtype=work, device=device)
-    _segment_gradients[(b * cut.segments, h * cut.p_blocks)](
+    launch(_segment_gradients, (b * cut.segments, h * cut.p_blocks),
         gy, C, *decays, local, kept, l, cut.segment, cut.segments, cut.chunks, h, h // g, *strides["gy"], *strides["C"],
-        **sizes, **flags, **launch["segments"],
+        **sizes, **flags, **how["segments"],
     )  # fmt: skip
     leave = torch.empty(b, cut.segments + 1, h, n, p, dtype=work, device=device)
     if exchange is not None:
         pass_states(local, kept, None, leave, leave, reverse=True)
         grad_final = exchange(leave[:, 0].mT)
-    pass_states(local, kept, grad_final, leave, leave, reverse=True)
+    dstate = torch.empty(b, h, p, n, dtype=work, device=device)
+    pass_states(local, kept, grad_final, leave, leave, dstate, reverse=True)
     del local, kept
 
     together = cut.heads_together(b, g, h // g, _PROGRAMS)
@@ -384,28 +415,30 @@ def backward(
         chunks = min(segments * cut.segment, cut.chunks - chunk)
         grid = (b * segments, h * cut.p_blocks)
         where = (l, first, segments, cut.segment, cut.segments, cut.chunks, chunks, h, h // g)
-        chunk_states[grid](
+        launch(chunk_states, grid,
             x, B, steps.step, *decays, states, enter, enter, enter, enter, *where, *strides["x"], *strides["B"],
-            **sizes, **flags, ENTERED=True, **launch["states"],
+            **sizes, **flags, ENTERED=True, **how["states"],
         )  # fmt: skip
-        _chunk_gradients[grid](
+        launch(_chunk_gradients, grid,
             gy, C, *decays, leave, states, grads, keep, *where, *strides["gy"], *strides["C"],
-            **sizes, **flags, **launch["gradients"],
+            **sizes, **flags, **how["gradients"],
         )  # fmt: skip
         grid = (b * chunks, g * parts)
         heads = (l, chunk, cut.chunks, chunks, h, g, h // g, together)
-        _read_gradients[grid](
+        launch(_read_gradients, grid,
             x, gy, B, C, steps.step, *decays, states, sums_C, scores, ends, dD, *heads,
             *strides["x"], *strides["gy"], *strides["B"], *strides["C"], *sums_C.stride()[:4],
-            **sizes, **flags, **launch["reads"],
+            **sizes, **flags, **how["reads"],
         )  # fmt: skip
-        _write_gradients[grid](
+        launch(_write_gradients, grid,
             x, gy, B, C, skip, steps.step, *decays, grads, scores, dx, sums_B, wrote, direct, *heads,
             *strides["x"], *strides["gy"], *strides["B"], *strides["C"], *dx.stride()[:3], *sums_B.stride()[:4],
-            **sizes, **flags, HAS_D=D is not None, **launch["writes"],
+            **sizes, **flags, HAS_D=D is not None, **how["writes"],
         )  # fmt: skip
     if parts > 1:
-        dB.copy_(sums_B.sum(3))
-        dC.copy_(sums_C.sum(3))
-    dA, dbias = steps.backward(ends, wrote, direct, keep.sum(3) if cut.p_blocks > 1 else keep, ddt)
-    return dx, ddt, dA, dB, dC, dD.sum((0, 1)), dbias, leave[:, 0].transpose(-1, -2).contiguous()
+        launch(_sum_parts, (b * triton.cdiv(l, _TOKENS), g, 2),
+            sums_B, sums_C, dB, dC, l, g, parts, *dB.stride()[:3], *dC.stride()[:3],
+            N=n, TOKENS=_TOKENS, BLOCK_N=cut.block_n,
+        )  # fmt: skip
+    dA, dbias, dD = steps.backward(ends, wrote, direct, keep, ddt, dD, D)
+    return dx, ddt, dA, dB, dC, dD, dbias, dstate
