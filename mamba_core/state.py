@@ -75,6 +75,16 @@ class State(Mapping[str, Tensor]):
         """Cut the graph: what comes after sends no gradient to what came before."""
         return self.map(Tensor.detach)
 
+    def scans_in(self, dtype: torch.dtype) -> "State":
+        """With the states of scans, named ``ssm``, in another dtype; what else there is stays as it is.
+
+        Steps (:meth:`mamba_core.mixers.Mixer.step`) keep it: the arithmetic is float32 whatever the dtype, and the
+        state is rounded once a token. bfloat16 halves what a large batch reads and writes, and forgets inputs smaller
+        than a 256th of what is there: ``benchmarks/drift.py`` measures what that costs. A call on a sequence gives
+        float32.
+        """
+        return State({name: t.to(dtype) if name.split(".")[-1] == "ssm" else t for name, t in self.items()})
+
     def clone(self) -> "State":
         """A copy with its own memory."""
         return self.map(Tensor.clone)

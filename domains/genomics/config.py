@@ -135,4 +135,5 @@ class GenerateConfig:
     count: int = 1
     temperature: float = 1.0
     top_k: int = 4  # of A, C, G, T
+    precision: str = "float32"  # of the weights: float32 | bf16 | int8 (on a CPU)
     seed: int = 0

@@ -1,6 +1,8 @@
 """Sampling DNA from a model: constant time and memory for each base."""
 
 import hashlib
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from domains.genomics.io import write_fasta
 from domains.genomics.model import load_model
 from domains.genomics.tokens import BASES, BOS, N, decode, describe_foreign, encode, find_foreign
 from domains.hardware import choose_device, describe_versions
+from domains.precision import check_precision, to_precision
 from mamba_core import CausalLM, GraphedStep, State
 
 _PREFILL = 65536  # bases of the prompt read in one call
@@ -38,8 +41,15 @@ def generate(
     """
     prompt = check_request(config)
     chosen = choose_device(device)
+    check_precision(config.precision, chosen)
     loaded = load_model(model_dir, str(chosen))
-    sampled = sample(loaded.causal, prompt, config, progress=progress)
+    model = to_precision(loaded.causal, config.precision)
+    start = time.perf_counter()
+    sampled = sample(model, prompt, config, progress=progress)
+    seconds = time.perf_counter() - start
+    if progress:
+        rate = f"{sampled.size / seconds:,.0f} a second"
+        print(f"{sampled.size:,} bases in {seconds:.1f} s, {rate}, on {chosen.type}", file=sys.stderr)
     about = provenance(loaded.hash, prompt, config, chosen.type)
     records = [(f"sample{i + 1} {about}", decode(np.concatenate([prompt, row]))) for i, row in enumerate(sampled)]
     write_fasta(Path(out), records)
@@ -67,12 +77,15 @@ def provenance(model_hash: str, prompt: np.ndarray, config: GenerateConfig, devi
         "torch": versions["torch"],
         "device": device,
     }
+    if config.precision != "float32":
+        facts["precision"] = config.precision
     return " ".join(f"{key}={value}" for key, value in facts.items())
 
 
 def check_request(config: GenerateConfig) -> np.ndarray:
     """Tokens of the prompt, uint8, once all settings make sense; a UserError otherwise."""
     check_seed(config.seed)
+    check_precision(config.precision)
     check_range("count", config.count, 1, _MOST, "for memory's sake; more come from another call with another seed")
     check_range("length", config.length, 1, MANY // config.count, "a billion bases in all")
     if not 1e-3 <= config.temperature <= 1e3:

@@ -24,13 +24,15 @@ from domains.timeseries.data import look_ahead, padded
 from domains.timeseries.history import is_logarithmic
 from domains.timeseries.output import PathTable, Written
 from domains.timeseries.splits import for_people
-from domains.timeseries.stream import Carried, Stretch, read_row, stream
+from domains.timeseries.stream import Carried, Stretch, can_step, read_row, stream
 from domains.timeseries.trained import LoadedModel
 from domains.timeseries.transforms import MOVES, TRENDS, Rows, Running, move_features, next_stamps, scale_of, see
+from mamba_core.decoding import Graphed
 from mamba_core.state import State
 
 _CHUNK = 2048
 _ROWS = 1 << 20  # in a file, but for one series however many
+_WORTH_A_GRAPH = 100  # steps; making one takes as long as some dozens
 _ALL_DECAYS = np.array([*DECAYS, *DOWN_DECAYS])
 
 
@@ -81,11 +83,55 @@ def sample_paths(loaded: LoadedModel, rows: Rows, steps: int, count: int, seed: 
         raise ValueError("the series has shown too few increments to go on from")
     behind = whole.part(slice(len(rows), None))
     ending = Ending("", carried.running[0], carried.state, said.raw[0], said.spread[0], behind)
-    return go_on(loaded, ending, steps, count, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return go_on(loaded, ending, steps, count, generator, make_stepper(loaded, count, steps))
+
+
+class Stepper:
+    """A step of so many paths in one launch: the backbone's, and what the head says of the next one.
+
+    The graph is made once and serves one series after the other: :meth:`begin` copies where the next one starts.
+    """
+
+    def __init__(self, loaded: LoadedModel, count: int):
+        model = self._model = loaded.model
+        parameter = next(model.parameters())
+        self._state = model.init_state(count, parameter.device)
+        self._first = torch.zeros(1, dtype=torch.int64, device=parameter.device)
+        given = parameter.new_zeros(count, model.shape.features)
+        self._step = Graphed(
+            self._advance, self._state, given, self._first.clone(), parameter.new_zeros(1, model.shape.known)
+        )
+
+    def _advance(self, given: torch.Tensor, cells: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        history = self._model.backbone.step_(self._model.embed(given), self._state)
+        return self._model.answer(*self._model.condense(history, given), cells, known, self._first)[:, 0]
+
+    def begin(self, state: State) -> None:
+        """Go on from ``state``, (count,) rows."""
+        self._state.copy_(state)
+
+    def __call__(self, given: torch.Tensor, cells: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """Inputs float (count, features), int64 (1,) and float (1, known) of the step ahead: raw (count, head.size),
+        which the next call overwrites."""
+        return self._step(given, cells, known)
+
+
+def make_stepper(loaded: LoadedModel, count: int, steps: int) -> Stepper | None:
+    """For ``steps`` of ``count`` paths in all; None where launches cost nothing or a graph is not worth making."""
+    on_gpu = next(loaded.model.parameters()).is_cuda
+    return Stepper(loaded, count) if on_gpu and can_step(loaded.model) and steps >= _WORTH_A_GRAPH else None
 
 
 @torch.no_grad()
-def go_on(loaded: LoadedModel, ending: Ending, steps: int, count: int, generator: torch.Generator) -> np.ndarray:
+def go_on(
+    loaded: LoadedModel,
+    ending: Ending,
+    steps: int,
+    count: int,
+    generator: torch.Generator,
+    stepper: Stepper | None = None,
+) -> np.ndarray:
     """Draw paths from where a series ends, float64 (count, steps), in units of its observations."""
     model, scaler = loaded.model, loaded.scaler
     parameter = next(model.parameters())
@@ -101,6 +147,8 @@ def go_on(loaded: LoadedModel, ending: Ending, steps: int, count: int, generator
     gaps = np.diff(coming.time, prepend=coming.time[0] if ending.running.time is None else ending.running.time) / 1e6
     copies = _Copies.of(ending.running, count)
     state = ending.state.rows([0] * count)
+    if stepper is not None:
+        stepper.begin(state)
     raw, spread = ending.raw[:1].expand(count, -1), ending.spread[:1].repeat(count)
     found = np.empty((count, steps))
     for step in range(steps):
@@ -113,8 +161,11 @@ def go_on(loaded: LoadedModel, ending: Ending, steps: int, count: int, generator
         inputs = np.repeat(seen.inputs[step : step + 1], count, axis=0)
         inputs[:, :MOVES] = copies.features(x, float(profile[step]), float(gaps[step]), scale)
         given = torch.from_numpy(inputs).to(parameter)
-        history, state = read_row(model, given, state)
-        raw = model.answer(*model.condense(history, given), cells[step], known[step], first)[:, 0]
+        if stepper is None:
+            history, state = read_row(model, given, state)
+            raw = model.answer(*model.condense(history, given), cells[step], known[step], first)[:, 0]
+        else:
+            raw = stepper(given, cells[step], known[step])
         spread = scale * ahead.spread[step, 0]
     return found
 
@@ -130,12 +181,16 @@ def write_paths(
         part: names the files, with what :meth:`PathTable.write` adds.
     """
     written: list[Written] = []
-    for number, group in enumerate(_groups(sorted(endings, key=_day_and_name), max(1, _ROWS // (count * steps)))):
+    endings = sorted(endings, key=_day_and_name)
+    stepper = make_stepper(loaded, count, len(endings) * steps)
+    for number, group in enumerate(_groups(endings, max(1, _ROWS // (count * steps)))):
         cutoffs = [_cutoff(ending) for ending in group]
         generators = [
             torch.Generator().manual_seed(path_seed(seed, end.name, at)) for end, at in zip(group, cutoffs, strict=True)
         ]
-        values = [go_on(loaded, end, steps, count, random) for end, random in zip(group, generators, strict=True)]
+        values = [
+            go_on(loaded, end, steps, count, random, stepper) for end, random in zip(group, generators, strict=True)
+        ]
         stamps = np.stack([ending.ahead.time[:steps] for ending in group])
         names = [ending.name for ending in group]
         table = PathTable(names, np.array(cutoffs, dtype=np.int64), stamps, np.stack(values))

@@ -121,7 +121,7 @@ def say(
 
 def read_row(model: Forecaster, inputs: Tensor, state: State) -> tuple[Tensor, State]:
     """One more row of each series: inputs float (b, features) to what the backbone makes of it, (b, d_model)."""
-    if _can_step(model):
+    if can_step(model):
         return model.backbone.step(model.embed(inputs), state)
     hidden, state = model.read(inputs[:, None], state)
     return hidden[:, 0], state
@@ -164,7 +164,7 @@ def _read(
     lengths = np.array([len(rows) for rows in inputs])
     order = np.argsort(lengths, kind="stable")
     groups = [order]
-    if lengths.max() <= _STEPS and _can_step(model):
+    if lengths.max() <= _STEPS and can_step(model):
         chunk = 1
     elif next(model.parameters()).device.type == "cpu":
         groups = np.array_split(order, -(-len(order) // _SERIES))
@@ -206,7 +206,7 @@ def _read_group(
     return kept, State.cat([*ended, state])
 
 
-def _can_step(model: Forecaster) -> bool:
+def can_step(model: Forecaster) -> bool:
     return all(block.mixer.capabilities.steps for _, block in model.backbone.blocks())
 
 

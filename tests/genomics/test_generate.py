@@ -11,6 +11,7 @@ from domains.genomics.generate import check_request, draw, generate, provenance,
 from domains.genomics.io import read_records
 from domains.genomics.model import load_model
 from domains.genomics.tokens import BASES, BOS, encode, reverse_complement
+from domains.precision import check_precision, to_precision
 
 CONFIG = GenerateConfig(prompt="ATGGCG", length=40, count=3, seed=1)
 
@@ -145,3 +146,30 @@ def test_a_request_without_sense_writes_nothing(tiny_model, tmp_path, changes, m
 
 def test_a_request_with_sense_gives_the_tokens_of_its_prompt():
     assert check_request(CONFIG).tolist() == encode("ATGGCG").tolist()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_weights_in_fewer_bits_say_nearly_the_same(tiny_model, precision):
+    """Stepping and the whole agree, and both are near the model in float32; the state stays in float32."""
+    exact, low = load_model(tiny_model).model, to_precision(load_model(tiny_model).causal, precision)
+    tokens = torch.from_numpy(encode("ACGTTGCA" * 12).astype(np.int64))[None]
+    with torch.no_grad():
+        want, _ = exact(tokens)
+        got, state = low(tokens)
+        assert (got.float() - want).norm() < 0.03 * want.norm()
+        assert not torch.equal(got.float(), want)
+        state, parts = low.init_state(1), []
+        for t in range(tokens.shape[1]):
+            logits, state = low.step(tokens[:, t], state)
+            parts.append(logits.float())
+    assert (torch.stack(parts, 1) - got.float()).norm() < 0.03 * want.norm()
+    assert all(t.dtype == torch.float32 for name, t in state.items() if "seq_idx" not in name)
+
+
+def test_precision_is_named_in_the_header_and_checked(tiny_model, tmp_path):
+    out = generate(tiny_model, tmp_path / "a.fa", replace(CONFIG, precision="int8"), device="cpu", progress=False)
+    assert "precision=int8" in out.read_text().splitlines()[0]
+    with pytest.raises(UserError, match="precision=fp4: must be one of float32, bf16, int8"):
+        check_request(replace(CONFIG, precision="fp4"))
+    with pytest.raises(UserError, match="int8 is for CPUs"):
+        check_precision("int8", torch.device("cuda"))

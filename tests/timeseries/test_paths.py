@@ -12,7 +12,7 @@ from domains.timeseries import paths as module
 from domains.timeseries.config import LEVELS
 from domains.timeseries.data import read_rows
 from domains.timeseries.forecast_shard import load_for_job
-from domains.timeseries.paths import path_seed, sample_paths
+from domains.timeseries.paths import Stepper, path_seed, sample_paths
 from domains.timeseries.store import SeriesStore
 from domains.timeseries.stream import Carried, Stretch, forecasts, stream
 from domains.timeseries.trained import load_model
@@ -52,6 +52,18 @@ def test_a_seed_decides(trained: Path, store: SeriesStore) -> None:
     assert (paths > 0).all()
     assert np.array_equal(paths, sample_paths(loaded, rows, 2, 2, seed=1))
     assert not np.array_equal(paths, sample_paths(loaded, rows, 2, 2, seed=2))
+
+
+def test_a_stepper_takes_one_series_after_the_other(
+    trained: Path, store: SeriesStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the step that a graph holds goes on from where each series stands, with the same numbers."""
+    loaded, rows = load_model(trained), [read_rows(store, i, 0, 200) for i in range(2)]
+    want = [sample_paths(loaded, part, 4, 3, seed=1) for part in rows]
+    stepper = Stepper(loaded, 3)
+    monkeypatch.setattr(module, "make_stepper", lambda *_: stepper)
+    for part, paths in zip(rows, want, strict=True):
+        assert np.array_equal(sample_paths(loaded, part, 4, 3, seed=1), paths)
 
 
 @pytest.mark.parametrize("kind", ["price", "level", "return"])
