@@ -18,6 +18,18 @@ from typing import IO, Any
 EXPAND, HEADDIM, WIDTH = 2, 64, 4  # of the models that are measured, and of their floors
 STATE = {"mamba1": 16, "mamba2": 128}
 LAYERS = 24  # of the decode rows, and of long_context.py
+MODES = {
+    "eager": "Python launches every kernel",
+    "one thread": "eager, and autograd runs in the thread that calls it",
+    "graph": "a CUDA graph is replayed; inputs are copied to where it reads them",
+    "compile": "torch.compile",
+}
+VARIANTS = {
+    "bf16 state": "states of the scan in bfloat16",
+    "pdl": "kernels start before the one in front has ended",
+    "gqa": "of a Transformer: 4 heads of keys and values for 16 of queries",
+    "mha": "of a Transformer: 16 heads of each",
+}
 MARK = "@@ "  # begins each line that a worker means for the queue
 Message = dict[str, Any]
 
@@ -30,8 +42,9 @@ class Job:
     length: int
     batch: int = 1
     impls: tuple[str, ...] = ("serpentine",)
-    mode: str = "eager"  # or "graph": a CUDA graph, for every side of the job
+    mode: str = "eager"  # one of MODES, for every side of the job
     mixer: str | None = None  # which mixer a decode or first_call job builds
+    variant: str | None = None  # of a decode or decode_after job, one of VARIANTS
 
     def row(self, impl: str, **found: object) -> dict[str, Any]:
         """The row of one implementation, with None for what was not found."""
@@ -39,6 +52,8 @@ class Job:
         row |= {"fwd_ms": None, "fwdbwd_ms": None, "extra_peak_mib": None, "mode": self.mode}
         if self.mixer is not None:
             row["mixer"] = self.mixer
+        if self.variant is not None:
+            row["variant"] = self.variant
         return row | {name: value for name, value in found.items() if value is not None}
 
 

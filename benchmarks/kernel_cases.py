@@ -9,12 +9,13 @@ mix a sequence of width d_model without its projections; PyTorch chooses its ker
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import peers
+from benchmarks import peers, transformer
 from benchmarks.jobs import EXPAND, HEADDIM, LAYERS, STATE, WIDTH, Job, Settings
 from mamba_core import BackboneConfig, CausalLM
 from mamba_core.mixers import Mamba1Config, Mamba2Config, Mixer
@@ -53,6 +54,39 @@ class Work:
         leaves = [tensor for name, tensor in chosen.items() if name != "grad"]
         y = self.function(chosen)
         return (y.detach(), *torch.autograd.grad(y, [*leaves, *self.parameters], chosen["grad"]))
+
+
+class OneThread(Work):
+    """The backward in the thread that calls it; by itself PyTorch has one for each device."""
+
+    def train(self, turn: int) -> tuple[Tensor, ...]:
+        with torch.autograd.set_multithreading_enabled(False):
+            return super().train(turn)
+
+
+class Graphed(Work):
+    """Both calls as CUDA graphs over memory of their own, to which the inputs of a turn are copied."""
+
+    def __post_init__(self) -> None:
+        self.rotating = self.sets
+        self.sets = [
+            {name: tensor.detach().clone().requires_grad_(name != "grad") for name, tensor in self.sets[0].items()}
+        ]
+        infer, train = super().infer, super().train
+        self._infer, self._train = captured(lambda: infer(0)), captured(lambda: train(0))
+
+    def _take(self, turn: int) -> None:
+        with torch.no_grad():
+            for name, tensor in self.rotating[turn % len(self.rotating)].items():
+                self.sets[0][name].copy_(tensor)
+
+    def infer(self, turn: int) -> Tensor:
+        self._take(turn)
+        return self._infer()
+
+    def train(self, turn: int) -> tuple[Tensor, ...]:
+        self._take(turn)
+        return self._train()
 
 
 def input_sets(kind: str, job: Job, settings: Settings) -> list[Tensors]:
@@ -124,9 +158,17 @@ def build(job: Job, impl: str, settings: Settings, sets: list[Tensors]) -> Work:
     """
     if job.case == "decode":
         return _decode(job, impl, settings)
+    if (impl, job.case) == ("transformer", "decode_after"):
+        return _decode_after(job, settings)
     if job.case in ("mamba1_layer", "mamba2_layer"):
         layer, note = make_layer(impl, job.case.removesuffix("_layer"), settings)
-        return Work(lambda t: call_layer(layer, t["x"]), sets, tuple(layer.parameters()), note=note)
+        kind = {"graph": Graphed, "one thread": OneThread}.get(job.mode, Work)
+
+        def call(x: Tensor) -> Tensor:
+            return call_layer(layer, x)
+
+        function = torch.compile(call) if job.mode == "compile" else call
+        return kind(lambda t: function(t["x"]), sets, tuple(layer.parameters()), note=note)
     if (impl, job.case) == ("mamba_ssm", "ssd"):
         scan = peers.load(settings.peer, "ops.triton.ssd_combined").mamba_chunk_scan_combined
         return Work(
@@ -231,6 +273,12 @@ def _decode(job: Job, impl: str, settings: Settings) -> Work:
     if impl == "serpentine":
         model = decoder(job.mixer, settings)
         state = model.init_state(job.batch, settings.device)
+        if job.variant == "bf16 state":
+            state = state.scans_in(torch.bfloat16)
+        if settings.device != "cpu":
+            from mamba_core.ops.decode import triton_gemv
+
+            triton_gemv.PDL = job.variant == "pdl"
         if job.mode == "graph":
             from mamba_core.decoding import GraphedStep
 
@@ -239,10 +287,36 @@ def _decode(job: Job, impl: str, settings: Settings) -> Work:
             step, note = lambda tokens: model.step_(tokens, state), None
     elif impl == "mamba_ssm":
         stack = PeerStack(job.mixer, job.batch, settings)
-        step, note = (captured(stack, tokens) if job.mode == "graph" else stack), f"bf16 states; {peers.NO_CONV}"
+        step, note = stack, f"bf16 states; {peers.NO_CONV}"
+        if job.mode == "graph":
+            fixed = tokens.clone()
+            replay = captured(lambda: stack(fixed))
+
+            def step(tokens: Tensor) -> Tensor:
+                fixed.copy_(tokens)
+                return replay()
     else:
         raise ValueError(f"{impl} does not decode")
     return Work(lambda t: step(t["tokens"]), [{"tokens": tokens}], trains=False, note=note)
+
+
+@torch.no_grad()
+def _decode_after(job: Job, settings: Settings) -> Work:
+    """One token of each row through a Transformer of the same weights, behind a cache of ``job.length`` tokens."""
+    tokens = torch.randint(0, VOCABULARY, (job.batch,), device=settings.device)
+    model = transformer.Decoder(
+        VOCABULARY, settings.d_model, LAYERS, job.batch, job.length, job.variant or "gqa", settings.device
+    )
+    if job.mode != "graph" or settings.device == "cpu":
+        return Work(lambda t: model(t["tokens"]), [{"tokens": tokens}], trains=False)
+    fixed = tokens.clone()
+    replay = captured(lambda: model(fixed))
+
+    def step(t: Tensors) -> Tensor:
+        fixed.copy_(t["tokens"])
+        return replay()
+
+    return Work(step, [{"tokens": tokens}], trains=False)
 
 
 def decoder(mixer: str, settings: Settings) -> CausalLM:
@@ -260,22 +334,20 @@ def decoder(mixer: str, settings: Settings) -> CausalLM:
     return model
 
 
-def captured(step: Callable[[Tensor], Tensor], tokens: Tensor) -> Callable[[Tensor], Tensor]:
-    """A step as a CUDA graph, after three calls aside that compile and tune what it launches."""
-    inputs = tokens.clone()
+def captured(call: Callable[[], Any]) -> Callable[[], Any]:
+    """A call as a CUDA graph, after three aside that compile and tune what it launches; its results stay in place."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side), torch.no_grad():
+    with torch.cuda.stream(side):
         for _ in range(3):
-            step(inputs)
+            call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        logits = step(inputs)
+    with torch.cuda.graph(graph):
+        results = call()
 
-    def replay(tokens: Tensor) -> Tensor:
-        inputs.copy_(tokens)
+    def replay() -> Any:
         graph.replay()
-        return logits
+        return results
 
     return replay

@@ -110,9 +110,9 @@ def show(row: report.Row) -> None:
     """One line for a reader."""
     figures = [report.number(row.get(name)) for name in ("fwd_ms", "fwdbwd_ms")]
     memory = row.get("extra_peak_mib")
-    mixer = f" {row['mixer']}" if "mixer" in row else ""
+    mixer = "".join(f" {row[name]}" for name in ("mixer", "variant") if name in row)
     print(
-        f"{row['impl']:<10} {row['case'] + mixer:<18} {row['batch']:>2} x {row['length']:>9,} {row['mode']:<5} "
+        f"{row['impl']:<10} {row['case'] + mixer:<26} {row['batch']:>2} x {row['length']:>9,} {row['mode']:<10} "
         f"{figures[0]:>9} {figures[1]:>9} ms {'-' if memory is None else format(memory, ',.0f'):>8} MiB "
         f"{row.get('error', '')[:90]}",
         flush=True,

@@ -25,7 +25,9 @@ MIXERS = {"mamba1": "Mamba-1", "mamba2": "Mamba-2"}
 
 def key(row: Row) -> tuple[Any, ...]:
     """What makes a row the same measurement."""
-    return (row["impl"], row["case"], row.get("mixer"), row["length"], row["batch"], row["mode"])
+    names = ("impl", "case", "mixer", "length", "batch", "mode")
+    variant = row.get("variant")
+    return (*[row.get(name) for name in names], *([] if variant is None else [variant]))
 
 
 def _identity(result: Result) -> tuple[Any, ...]:
@@ -55,7 +57,9 @@ def merge(old: Result | None, new: Result) -> Result:
 def _order(row: Row) -> tuple[Any, ...]:
     names = [*CASES, "decode", "first_call"]
     place = names.index(row["case"]) if row["case"] in names else len(names)
-    return (place, row.get("mixer") or "", row["batch"], row["length"], row["mode"], row["impl"])
+    return (
+        place, row.get("mixer") or "", row["batch"], row["length"], row["mode"], row["impl"], row.get("variant") or ""
+    )  # fmt: skip
 
 
 def read(path: Path) -> Result | None:

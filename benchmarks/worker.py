@@ -140,7 +140,7 @@ def prepare(job: Job, settings: Settings, failed: Callable[[str, Exception], Non
         send(trying=impl)
         try:
             kind = input_kind(job.case, impl)
-            if job.case != "decode" and kind not in sets:
+            if not job.case.startswith("decode") and kind not in sets:
                 sets[kind] = input_sets(kind, job, settings)
             work = build(job, impl, settings, sets.get(kind, []))
             for turn in range(2):
