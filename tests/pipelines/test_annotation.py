@@ -20,10 +20,10 @@ SIZES = (
     "backbone.mamba2.d_state=8",
     "backbone.mamba2.headdim=8",
     "trainer.accelerator=cpu",
-    "trainer.max_steps=4",
-    "trainer.log_every=2",
-    "trainer.validate_every=4",
-    "trainer.checkpoint_every=4",
+    "trainer.max_steps=2",
+    "trainer.log_every=1",
+    "trainer.validate_every=2",
+    "trainer.checkpoint_every=2",
     "tracking.system_metrics=false",
 )
 

@@ -78,10 +78,14 @@ def score_binary(labels: np.ndarray, probabilities: np.ndarray) -> Binary:
 
 def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Probability that a member of the class scores higher than a non-member, ties half; NaN without one of them."""
-    from sklearn.metrics import roc_auc_score  # late: slow to import
+    from scipy.stats import rankdata  # late: slow to import
 
-    labels = np.asarray(labels) > 0
-    return float(roc_auc_score(labels, scores)) if 0 < labels.sum() < len(labels) else float("nan")
+    inside = np.asarray(labels) > 0
+    members, others = int(inside.sum()), int((~inside).sum())
+    if not (members and others):
+        return float("nan")
+    ranks = rankdata(np.asarray(scores, dtype=np.float64))
+    return float((ranks[inside].sum() - members * (members + 1) / 2) / (members * others))  # Mann and Whitney's U
 
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:

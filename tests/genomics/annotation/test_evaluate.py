@@ -18,20 +18,16 @@ from domains.genomics.annotation.predict import annotate
 from domains.genomics.annotation.trained import annotate_sequence, load_annotator, read_annotator
 from domains.genomics.config import EvaluateConfig
 from domains.genomics.model import load_model
-from domains.genomics.train import train
-from tests.genomics.annotation.genes import genes_config
 
 
-@pytest.fixture(scope="module")
-def classifier(genes, tmp_path_factory):
-    config = genes_config(*genes, "classify", data={"context": 100}, trainer={"max_steps": 40, "validate_every": 20})
-    return train(config, tmp_path_factory.mktemp("windows") / "run", progress=False).model_dir
+@pytest.fixture
+def classifier(classified):
+    return classified.model_dir
 
 
-@pytest.fixture(scope="module")
-def segmenter(genes, tmp_path_factory):
-    config = genes_config(*genes, "segment", trainer={"max_steps": 30, "validate_every": 15})
-    return train(config, tmp_path_factory.mktemp("bases") / "run", progress=False).model_dir
+@pytest.fixture
+def segmenter(segmented):
+    return segmented.model_dir
 
 
 def bedgraph(path):
