@@ -5,9 +5,8 @@
 Rows of the batch start at places spread over test contigs, and read the true bases (teacher forcing), each copy with
 its own state, which is rounded once a token. A window of steps gets the mean bits per base of both, and of their
 difference in log-probability of the true base the root mean square and the largest, in bits. Whether the error grows
-shows from window to window: what is rounded away is forgotten as fast as everything else, so a trained model should not
-drift; with ``--random`` the stack of the decode rows (24 layers of Mamba-2, width 1,024, random weights and tokens) is
-told apart by the relative error of its logits.
+shows from window to window. With ``--random`` the stack of the decode rows (24 layers of Mamba-2, width 1,024, random
+weights and tokens) is told apart by the relative error of its logits.
 """
 
 import argparse
