@@ -180,7 +180,7 @@ def test_what_cannot_be_cut_is_refused_before_anything_is_written(
         CausalTask(model, TrainerConfig(segment_length=8))
     CausalTask(model, TrainerConfig())
     config = tiny_config(store, segment_length=8)
-    with pytest.raises(UserError, match="is not causal"):
+    with pytest.raises(UserError, match="a causal model reads in one direction"):  # told before segments are
         train(replace(config), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 

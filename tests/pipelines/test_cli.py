@@ -59,7 +59,7 @@ def test_help_lists_the_choices_that_ship(domain: Domain) -> None:
     ("words", "told"),
     [
         (["trian"], "unknown command 'trian'; did you mean train?"),
-        (["forecast"], "there are prepare, train, evaluate, predict, score, generate, import-run"),
+        (["forecast"], "there are prepare, train, evaluate, predict, score, embed, generate, import-run"),
         ([], "no command given"),
         (["train", "data.fastaa=x.fa"], "unknown key 'data.fastaa'; did you mean data.fasta"),
         (["train", "max_steps=3"], "did you mean trainer.max_steps?"),
