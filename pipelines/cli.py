@@ -7,6 +7,7 @@ exit code.
 
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -36,7 +37,7 @@ _HYDRA = (
 _SWITCHES = ("-m", "--multirun", "--resolve")
 _VALUED = {"--cfg": "job", "-c": "job", "--config-dir": "<folder>", "-cd": "<folder>"}
 
-OK, BUG, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+OK, BUG, MISTAKE, INTERRUPTED, UNREAD, TERMINATED = 0, 1, 2, 130, 141, 143
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def main(domain: Domain, arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
     Codes: 0, 2 for a user's mistake (one line on stderr), 1 for a fault of ours (with its traceback), 130 after Ctrl-C,
-    143 after SIGTERM. ``--debug`` shows the traceback of everything.
+    143 after SIGTERM, 141 when what stdout is piped into has ended. ``--debug`` shows the traceback of everything.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -150,11 +151,14 @@ def main(domain: Domain, arguments: Sequence[str] | None = None) -> int:
             _quieten()
         try:
             _dispatch(domain, [word for word in words if word != "--debug"])
+            sys.stdout.flush()
         except Stopped as stop:
             return _fail(str(stop), stop.code, debug)
         except KeyboardInterrupt:
             return _fail("interrupted", INTERRUPTED, debug)
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                return UNREAD
             line = explain(error)
             if line is not None:
                 return _fail(f"error: {line}", MISTAKE, debug)
@@ -178,6 +182,16 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _nobody_reads() -> bool:
+    """Whether what stdout is piped into has ended, as ``head`` does. What is left in the buffer then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # a pipe without a reader tells so unasked
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _fail(line: str, code: int, show_traceback: bool) -> int:

@@ -296,3 +296,14 @@ def test_the_module_runs() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown command 'trian'")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_went_away_is_no_fault() -> None:
+    """As in ``... --help | head -1``: a pipe without a reader ends the command quietly."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.genomics", "evaluate", "--help"], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
