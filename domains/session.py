@@ -27,7 +27,7 @@ from domains.errors import UserError
 from domains.folder import RunFolder, read_json, write_json
 from domains.hardware import choose_device, describe_hardware
 from domains.launch import rank, signed
-from domains.parallel import WHOLE, Share, share_of, take_gpu
+from domains.parallel import Share, share_of, take_gpu
 from domains.runlog import truncate_metrics
 from domains.settings import flatten, from_dict, read_yaml, to_dict, write_yaml
 from domains.task import Task
@@ -135,14 +135,13 @@ class Session:
             command: the command line, for run.json.
 
         Raises:
-            UserError: someone else is at work in the folder, a loss is not finite, or data or model cannot be shared
-                by processes.
+            UserError: someone else is at work in the folder, a loss is not finite, or the model cannot be shared by
+                processes.
             Terminated: SIGTERM came; a checkpoint holds all the work.
             KeyboardInterrupt: Ctrl-C; a checkpoint holds all the work once training has begun.
         """
         run, config = self.run, self.config
-        if self.share.processes > 1 and getattr(data, "share", WHOLE) != self.share:
-            raise UserError(f"trainer.devices={config.trainer.devices}: {self.domain} trains on one device")
+        assert self.share.processes == 1 or getattr(data, "share", None) == self.share, "data is not shared"
         self.share.check_model(task.model)
         if not self.share.first:
             return self._follow(task, data)
@@ -181,6 +180,7 @@ def open_session(
     resume: bool = False,
     overwrite: bool = False,
     free: Collection[str],
+    one_device: bool = False,
 ) -> Session:
     """Check what can be checked before data is opened: the settings that all domains share, and the run folder.
 
@@ -192,6 +192,7 @@ def open_session(
         overwrite: remove the run that stands there when training begins.
         free: dotted keys that a resumed run may be told anew: those of domains.config.FREE_TRAINER_KEYS, and the
             domain's own that say where data is.
+        one_device: the domain's batches cannot be shared by processes.
 
     Raises:
         UserError: a setting makes no sense or is not the resumed run's; the folder is not free, or no run folder;
@@ -199,6 +200,8 @@ def open_session(
     """
     check_seed(config.seed)
     check_trainer(config.trainer)
+    if one_device and config.trainer.devices > 1:
+        raise UserError(f"trainer.devices={config.trainer.devices}: {domain} trains on one device")
     device, share = choose_device(config.trainer.accelerator), share_of(config.trainer)
     if share.processes > 1 and device.type == "cuda":
         take_gpu()

@@ -80,10 +80,8 @@ def test_a_model_that_cannot_be_split_is_named() -> None:
         Share(places=2).check_model(model)
 
 
-def test_a_domain_whose_batches_are_not_shared_trains_on_one_device(
-    launched: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    launched.setenv("RANK", "0")
+def test_a_domain_whose_batches_are_not_shared_trains_on_one_device(tmp_path: Path) -> None:
+    """Told so at once, not to start torchrun first."""
     with pytest.raises(UserError, match=r"^trainer.devices=8: toy trains on one device$"):
         train(toy_config(devices=8), tmp_path / "run")
     assert not (tmp_path / "run").exists()

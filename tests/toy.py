@@ -93,7 +93,9 @@ def train(
     config: ToyConfig, run_dir: Path | str, *, resume: bool = False, overwrite: bool = False, **options: Any
 ) -> TrainResult:
     """As a domain's train does it."""
-    session = open_session("toy", config, run_dir, resume=resume, overwrite=overwrite, free=FREE_ON_RESUME)
+    session = open_session(
+        "toy", config, run_dir, resume=resume, overwrite=overwrite, free=FREE_ON_RESUME, one_device=True
+    )
     fingerprint = f"slope {config.data.slope}"
     if resume:
         session.recorded_data(fingerprint, "line.txt", "line")

@@ -48,7 +48,9 @@ def train(
     """
     check_data(config.data)
     check_task(config)
-    session = open_session(DOMAIN, config, run_dir, resume=resume, overwrite=overwrite, free=FREE_ON_RESUME)
+    session = open_session(
+        DOMAIN, config, run_dir, resume=resume, overwrite=overwrite, free=FREE_ON_RESUME, one_device=True
+    )
     store = open_store(config.data, progress)
     generate = config.task.kind == GENERATE
     if resume:

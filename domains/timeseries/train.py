@@ -48,7 +48,9 @@ def train(
         KeyboardInterrupt: Ctrl-C; a checkpoint holds all the work once training has begun.
     """
     check_data(config.data)
-    session = open_session(DOMAIN, config, run_dir, resume=resume, overwrite=overwrite, free=FREE_ON_RESUME)
+    session = open_session(
+        DOMAIN, config, run_dir, resume=resume, overwrite=overwrite, free=FREE_ON_RESUME, one_device=True
+    )
     store = open_store(config.data, progress)
     if resume:
         recorded: Mapping[str, object] = session.recorded_data(store.fingerprint, store.source_name, "table of series")

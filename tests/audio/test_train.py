@@ -158,7 +158,7 @@ def test_what_decides_numbers_is_not_told_anew(run: Path, kind: str, stores: str
         ("task.generator.pool", [4], "generator.pool=[4]: must be as many"),
         ("data.augment.mix", -0.5, "data.augment.mix=-0.5: must be at least 0"),
         ("data.test", ["nobody"], "data.test: sample/prompts.csv has no clip 'nobody'"),
-        ("trainer.devices", 2, "trainer.devices=2: wants torchrun"),
+        ("trainer.devices", 2, "trainer.devices=2: audio trains on one device"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
