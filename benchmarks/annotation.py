@@ -121,12 +121,6 @@ def one_training(config: TrainConfig, folder: Path, seconds: float) -> tuple[Res
     return row, found if isinstance(found, WindowEvaluation) else None
 
 
-def validation_of(row: Result) -> Result:
-    """What a row of metrics.jsonl says of validation."""
-    named = {key.split("/")[1]: round(value, 5) for key, value in row.items() if key.startswith("validation/")}
-    return {"step": row["step"], **named}
-
-
 def work(place: argparse.Namespace, folders: dict[str, Path]) -> None:
     """All trainings of one task from one start, each into a file of its own."""
     task, start = place.work.split(":")

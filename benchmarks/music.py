@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import contexts
 from benchmarks.kernels import measured_commit
 from benchmarks.pace import fitted, samples_a_step, seconds_a_step
 from domains.audio.baselines import ContextModels, LinearPredictor
@@ -44,7 +45,6 @@ from domains.settings import flatten, from_dict, read_yaml, to_dict
 
 WINDOWS = (8192, 65_536, 524_288, 1_048_576)
 BLOCK = 65_536  # samples, about four seconds
-RESAMPLINGS = 10_000
 NEVER = "never"  # forgets nothing
 Result = dict[str, Any]
 Bits = dict[str, list[float]]  # piece -> bits of each block
@@ -160,83 +160,36 @@ def add_baselines(config: TrainConfig, json_path: Path) -> None:
     write_json(json_path, result | {"table": make_table(result)})
 
 
-def joined(by_piece: Bits) -> np.ndarray:
-    """The blocks of all pieces."""
-    return np.concatenate([np.asarray(blocks, dtype=np.float64) for blocks in by_piece.values()])
-
-
 def mean(result: Result, bits: Bits) -> float:
     """Bits per sample over all blocks."""
-    return float(joined(bits).sum() / joined(result["known"]).sum())
-
-
-def difference(result: Result, bits: Bits, base: Bits) -> dict[str, float]:
-    """Bits per sample more than another's on the same blocks, with a 95 % interval; negative is better."""
-    extra, known = joined(bits) - joined(base), joined(result["known"])
-    drawn = np.random.default_rng(0).integers(0, len(extra), (RESAMPLINGS, len(extra)))
-    low, high = np.quantile(extra[drawn].sum(1) / known[drawn].sum(1), [0.025, 0.975])
-    parts = {"difference": extra.sum() / known.sum(), "low": low, "high": high}
-    return {name: round(float(value), 5) for name, value in parts.items()}
+    return contexts.mean(result["known"], bits)
 
 
 def make_table(result: Result) -> list[dict[str, Any]]:
-    """A row for each window and context, and each baseline: bits per sample, by piece too, and differences.
-
-    ``from_shortest``: from the shortest window at its own context; ``from_own_shortest``: from the same model at the
-    shortest context.
-    """
+    """A row for each window and context, and each baseline: bits per sample, by piece too, and differences."""
     cells = {
         (int(window), context): bits
         for window, row in result["trained"].items()
         for context, bits in row.get("scores", {}).items()
     }
-    table = []
-    shortest = min((window for window, _ in cells), default=0)
-    for (window, context), bits in cells.items():
-        row = {"window": window, "forgets_after": context, **means(result, bits)}
-        for name, base in (
-            ("from_shortest", (shortest, str(shortest))),
-            ("from_own_shortest", (window, str(shortest))),
-        ):
-            if base in cells and base != (window, context):
-                row[name] = difference(result, bits, cells[base])
-        table.append(row)
+    table = [
+        {"window": cell[0], "forgets_after": cell[1], **means(result, bits)}
+        | contexts.differences(result["known"], cells, cell)
+        for cell, bits in cells.items()
+    ]
     return table + [{"baseline": name, **means(result, bits)} for name, bits in result["baselines"].items()]
 
 
 def means(result: Result, bits: Bits) -> dict[str, Any]:
     """Bits per sample over all, and of each piece."""
-    by_piece = {piece: round(sum(own) / sum(result["known"][piece]), 5) for piece, own in bits.items()}
-    return {"bits_per_sample": round(mean(result, bits), 5), "by_piece": by_piece}
+    return {"bits_per_sample": round(mean(result, bits), 5), "by_piece": contexts.by_part(result["known"], bits)}
 
 
 def markdown(result: Result) -> str:
-    """The table for people: bits per sample, then the differences that say whether context helps."""
-    rows = [row for row in result["table"] if "window" in row]
-    cells = {(row["window"], row["forgets_after"]): row for row in rows}
-    contexts = list(dict.fromkeys(context for _, context in cells))
-    titles = [f"{int(context):,}" if context.isdigit() else context for context in contexts]
-    lines = [f"| trained on windows of | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
-    windows = sorted({window for window, _ in cells})
-    for window in windows:
-        found = [cells.get((window, context)) for context in contexts]
-        bits = ["-" if row is None else f"{row['bits_per_sample']:.4f}" for row in found]
-        lines.append(f"| {window:,} | {' | '.join(bits)} |")
-    for row in result["table"]:
-        if "baseline" in row:
-            lines.append(f"| {row['baseline']} |{' |' * (len(titles) - 1)} {row['bits_per_sample']:.4f} |")
-    lines += ["", "Difference (95 % interval) from the first row's first cell; in brackets, from the row's own:", ""]
-    lines += lines[:2]
-    for window in windows:
-        found = [cells.get((window, context)) for context in contexts]
-        lines.append(f"| {window:,} | {' | '.join('-' if row is None else _differences(row) for row in found)} |")
-    return "\n".join(lines)
-
-
-def _differences(row: dict[str, Any]) -> str:
-    first, own = row.get("from_shortest"), row.get("from_own_shortest")
-    text = "0" if first is None else f"{first['difference']:+.4f} ({first['low']:+.4f} to {first['high']:+.4f})"
-    return text if own is None or own == first else f"{text} [{own['difference']:+.4f}]"
+    """The table for people."""
+    cells = {(row["window"], row["forgets_after"]): row for row in result["table"] if "window" in row}
+    baselines = {row["baseline"]: row["bits_per_sample"] for row in result["table"] if "baseline" in row}
+    return contexts.markdown(cells, "bits_per_sample", None, baselines)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import contexts
 from benchmarks.kernels import measured_commit
 from domains.folder import write_json
 from domains.genomics.baselines import MarkovModels
@@ -44,7 +45,6 @@ from mamba_core import CausalLM
 
 WINDOWS = (1024, 8192, 65_536, 262_144)
 BLOCK = 16_384  # bases
-RESAMPLINGS = 10_000
 MAX_ORDER = 10  # of the Markov models
 LAST_PIECE = 45.0  # seconds kept for what follows a training: its last validation, the model folder, one evaluation
 Result = dict[str, Any]
@@ -199,77 +199,31 @@ def add_markov(config: TrainConfig, store: GenomeStore, json_path: Path, commit:
 
 def mean(result: Result, sums: dict[str, list[float]]) -> float:
     """Bits per base over all blocks."""
-    return float(joined(sums).sum() / joined(result["known"]).sum())
-
-
-def joined(by_contig: dict[str, list[float]]) -> np.ndarray:
-    """The blocks of all contigs."""
-    return np.concatenate([np.asarray(blocks, dtype=np.float64) for blocks in by_contig.values()])
-
-
-def difference(result: Result, sums: dict[str, list[float]], base: dict[str, list[float]]) -> dict[str, float]:
-    """Bits per base more than another's on the same bases, with a 95 % interval; negative is better."""
-    extra, known = joined(sums) - joined(base), joined(result["known"])
-    drawn = np.random.default_rng(0).integers(0, len(extra), (RESAMPLINGS, len(extra)))
-    low, high = np.quantile(extra[drawn].sum(1) / known[drawn].sum(1), [0.025, 0.975])
-    parts = {"difference": extra.sum() / known.sum(), "low": low, "high": high}
-    return {name: round(float(value), 5) for name, value in parts.items()}
+    return contexts.mean(result["known"], sums)
 
 
 def make_table(result: Result) -> list[dict[str, Any]]:
-    """A row for each window and context: bits per base, by contig too, and the difference from two others.
-
-    ``from_shortest``: from the shortest window at its own context; ``from_own_shortest``: from the same model at the
-    shortest context.
-    """
+    """A row for each window and context: bits per base, by contig too, and the difference from two others."""
     cells = {
         (int(window), context): score["bits"]
         for window, row in result["trained"].items()
         for context, score in row["scores"].items()
     }
-    if not cells:
-        return []
-    shortest = min(window for window, _ in cells)
-    table = []
-    for (window, context), sums in cells.items():
-        row: dict[str, Any] = {"window": window, "context": context, "bits_per_base": round(mean(result, sums), 5)}
-        row["by_contig"] = {contig: round(sum(bits) / sum(result["known"][contig]), 5) for contig, bits in sums.items()}
-        for name, base in (
-            ("from_shortest", (shortest, str(shortest))),
-            ("from_own_shortest", (window, str(shortest))),
-        ):
-            if base in cells and base != (window, context):
-                row[name] = difference(result, sums, cells[base])
-        table.append(row)
-    return table
+    known = result["known"]
+    return [
+        {"window": cell[0], "context": cell[1], "bits_per_base": round(mean(result, sums), 5)}
+        | {"by_contig": contexts.by_part(known, sums)}
+        | contexts.differences(known, cells, cell)
+        for cell, sums in cells.items()
+    ]
 
 
 def markdown(result: Result) -> str:
-    """The table for people: bits per base, then the differences that say whether context helps."""
+    """The table for people."""
     cells = {(row["window"], row["context"]): row for row in result["table"]}
-    contexts = list(dict.fromkeys(context for _, context in cells))
-    titles = [f"{int(context):,}" if context.isdigit() else "one stream" for context in contexts]
-    lines = [f"| trained on windows of | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
-    windows = sorted({window for window, _ in cells})
-    for window in windows:
-        found = [cells.get((window, context)) for context in contexts]
-        bits = ["-" if row is None else f"{row['bits_per_base']:.4f}" for row in found]
-        lines.append(f"| {window:,} | {' | '.join(bits)} |")
-    if result["markov"] is not None:
-        bits = f"{mean(result, result['markov']['bits']):.4f}"
-        lines.append(f"| Markov order {result['markov']['order']} |{' |' * (len(titles) - 1)} {bits} |")
-    lines += ["", "Difference (95 % interval) from the first row's first cell; in brackets, from the row's own:", ""]
-    lines += lines[:2]
-    for window in windows:
-        found = [cells.get((window, context)) for context in contexts]
-        lines.append(f"| {window:,} | {' | '.join('-' if row is None else _differences(row) for row in found)} |")
-    return "\n".join(lines)
-
-
-def _differences(row: dict[str, Any]) -> str:
-    first, own = row.get("from_shortest"), row.get("from_own_shortest")
-    text = "0" if first is None else f"{first['difference']:+.4f} ({first['low']:+.4f} to {first['high']:+.4f})"
-    return text if own is None or own == first else f"{text} [{own['difference']:+.4f}]"
+    markov = result["markov"]
+    baselines = {} if markov is None else {f"Markov order {markov['order']}": mean(result, markov["bits"])}
+    return contexts.markdown(cells, "bits_per_base", "one stream", baselines)
 
 
 def main() -> None:

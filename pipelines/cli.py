@@ -63,6 +63,20 @@ class Command:
     run: str
 
 
+def import_run(domain: str, tracking: tuple[str, str]) -> Command:
+    """The command that all domains have in common; ``tracking`` is the option that says where MLflow is."""
+    return Command(
+        word="import-run",
+        summary="Record in MLflow a run that was trained elsewhere.",
+        about=f"For run folders made by python -m domains.{domain}.train on a machine without MLflow, and for runs "
+        "whose tracking server was out of reach. What MLflow has already is not sent again.",
+        options=(("run", "run folder"), tracking),
+        examples=("import-run run=runs/from-the-cluster",),
+        schema="pipelines.config:ImportRunRoot",
+        run=f"pipelines.{domain}.commands:import_run",
+    )
+
+
 @dataclass(frozen=True)
 class Domain:
     """A field, and the commands it answers to. Root configurations are configs/<name>_<word>.yaml.

@@ -15,7 +15,6 @@ DUPLICATE = "duplicate stamp"
 CONTRADICTION = "contradicting duplicate stamp"
 UNSORTED = "rows out of order: sorted"
 EMPTY_FILE = "empty file"
-SERIES_REASONS = ("no observation", "fewer than", "constant series")  # how the reasons of whole series begin
 
 _FLUSH = 1 << 16  # rows
 _LARGEST = 1e100  # returns and levels are squared; of prices it is the logarithms

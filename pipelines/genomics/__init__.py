@@ -1,6 +1,6 @@
 """The genomics command line: ``python -m pipelines.genomics <command>``."""
 
-from pipelines.cli import Command, Domain
+from pipelines.cli import Command, Domain, import_run
 
 _HERE = "pipelines.genomics"
 
@@ -218,15 +218,6 @@ GENOMICS = Domain(
             schema=f"{_HERE}.roots:GenerateRoot",
             run=f"{_HERE}.commands:generate",
         ),
-        Command(
-            word="import-run",
-            summary="Record in MLflow a run that was trained elsewhere.",
-            about="For run folders made by python -m domains.genomics.train on a machine without MLflow, and for runs "
-            "whose tracking server was out of reach. What MLflow has already is not sent again.",
-            options=(("run", "run folder"), _TRACKING),
-            examples=("import-run run=runs/from-the-cluster",),
-            schema="pipelines.config:ImportRunRoot",
-            run=f"{_HERE}.commands:import_run",
-        ),
+        import_run("genomics", _TRACKING),
     ),
 )

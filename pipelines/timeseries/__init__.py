@@ -1,6 +1,6 @@
 """The time series command line: ``python -m pipelines.timeseries <command>``."""
 
-from pipelines.cli import Command, Domain
+from pipelines.cli import Command, Domain, import_run
 
 _HERE = "pipelines.timeseries"
 
@@ -132,14 +132,6 @@ TIMESERIES = Domain(
             schema=f"{_HERE}.roots:ForecastRoot",
             run=f"{_HERE}.commands:forecast",
         ),
-        Command(
-            word="import-run",
-            summary="Record in MLflow a run that was trained where MLflow is not.",
-            about="Reads a run folder as it stands; the MLflow run gets its times, measurements, plots and model.",
-            options=(("run", "run folder"), _TRACKING),
-            examples=("import-run run=run",),
-            schema="pipelines.config:ImportRunRoot",
-            run=f"{_HERE}.commands:import_run",
-        ),
+        import_run("timeseries", _TRACKING),
     ),
 )

@@ -48,7 +48,36 @@ def span(data: DataConfig) -> int:
     return context + (context - data.window) % 2
 
 
-class WindowBatches(Dataset[Batch]):
+class _LabelledBatches(Dataset[Batch]):
+    """Batches by number of ``count`` items, ``rows`` each, of which this process gets its share.
+
+    ``shuffled``: how many batches of a training there are, and its seed; None for each item once.
+    """
+
+    def __init__(self, count: int, rows: int, share: Share, shuffled: tuple[int, int] | None) -> None:
+        self._count, self._rows, self._share = count, rows, share
+        self._total, self._order = -(-count // rows), None
+        if shuffled is not None:
+            self._total, seed = shuffled
+            self._order = Order(count, rows, seed)
+
+    def __len__(self) -> int:
+        return self._total
+
+    def _own(self, index: int) -> tuple[np.ndarray, bool]:
+        """Items of this process in a batch, and whether they count: one that has none reads the first for nothing."""
+        if not 0 <= index < self._total:
+            raise IndexError(f"batch {index} of {self._total}")
+        if self._order is None:
+            items = np.arange(index * self._rows, min((index + 1) * self._rows, self._count))
+        else:
+            items = self._order.batch(index)
+        own = self._share.rows(len(items))
+        counts = own.stop > own.start
+        return items[own] if counts else items[:1], counts
+
+
+class WindowBatches(_LabelledBatches):
     """Batches of labelled windows, by number: ``total`` of them in shuffled order, or each window once in its own.
 
     Items: ``inputs`` int64 (rows, span), ``labels`` and ``weights`` float32 (rows,). Of several processes each has
@@ -65,34 +94,18 @@ class WindowBatches(Dataset[Batch]):
         shuffled: tuple[int, int] | None = None,
     ) -> None:
         """``shuffled``: how many batches of a training there are, and its seed; None for each window once."""
-        self._store, self._windows, self._share = store, windows, share
+        self._store, self._windows = store, windows
         self._length = span(data)
         self._lead = (self._length - data.window) // 2
-        self._rows = rows_per_batch(data, self._length)
-        self._total = -(-len(windows) // self._rows)
-        self._order = None
-        if shuffled is not None:
-            self._total, seed = shuffled
-            self._order = Order(len(windows), self._rows, seed)
-
-    def __len__(self) -> int:
-        return self._total
+        super().__init__(len(windows), rows_per_batch(data, self._length), share, shuffled)
 
     def __getitem__(self, index: int) -> Batch:
-        if not 0 <= index < self._total:
-            raise IndexError(f"batch {index} of {self._total}")
-        if self._order is None:
-            items = np.arange(index * self._rows, min((index + 1) * self._rows, len(self._windows)))
-        else:
-            items = self._order.batch(index)
-        own = self._share.rows(len(items))
-        weight = float(own.stop > own.start)
-        items = items[own] if weight else items[:1]
+        items, counts = self._own(index)
         tokens = read_spans(self._store, self._windows.starts[items], self._length, self._lead)
         return {
             "inputs": torch.from_numpy(tokens.astype(np.int64)),
             "labels": torch.from_numpy(self._windows.labels[items].astype(np.float32)),
-            "weights": torch.full((len(items),), weight),
+            "weights": torch.full((len(items),), float(counts)),
         }
 
 
@@ -144,7 +157,7 @@ def share_of_windows(starts: np.ndarray, fraction: float, seed: int) -> np.ndarr
     return starts[np.sort(np.random.default_rng([seed % 2**64, 77]).permutation(len(starts))[:count])]
 
 
-class BaseBatches(Dataset[Batch]):
+class BaseBatches(_LabelledBatches):
     """Batches of windows with a label for every base, by number.
 
     Items: ``inputs`` int64 (rows, window), ``classes`` int64 (rows, window) with IGNORE, ``sites`` uint8 (rows,
@@ -162,32 +175,17 @@ class BaseBatches(Dataset[Batch]):
         shuffled: tuple[int, int] | None = None,
     ) -> None:
         """``starts``: int64 (n,), positions in store.raw. ``shuffled``: see :class:`WindowBatches`."""
-        self._store, self._labels, self._share, self._starts = store, labels, share, starts
+        self._store, self._labels, self._starts = store, labels, starts
         self._length = data.window
-        self._rows = rows_per_batch(data, data.window)
-        self._total = -(-len(starts) // self._rows)
-        self._order = None
-        if shuffled is not None:
-            self._total, seed = shuffled
-            self._order = Order(len(starts), self._rows, seed)
-
-    def __len__(self) -> int:
-        return self._total
+        super().__init__(len(starts), rows_per_batch(data, data.window), share, shuffled)
 
     def __getitem__(self, index: int) -> Batch:
-        if not 0 <= index < self._total:
-            raise IndexError(f"batch {index} of {self._total}")
-        if self._order is None:
-            items = np.arange(index * self._rows, min((index + 1) * self._rows, len(self._starts)))
-        else:
-            items = self._order.batch(index)
-        own = self._share.rows(len(items))
-        empty = own.start == own.stop
-        starts = self._starts[items[:1] if empty else items[own]]
+        items, counts = self._own(index)
+        starts = self._starts[items]
         at = starts[:, None] + np.arange(self._length)
         classes = CLASS_OF_STATE[self._labels.states[at]].astype(np.int64)
         classes[classes == NO_LABEL] = IGNORE
-        if empty:
+        if not counts:
             classes[:] = IGNORE
         return {
             "inputs": torch.from_numpy(read_spans(self._store, starts, self._length).astype(np.int64)),
