@@ -63,14 +63,20 @@ class Command:
     run: str
 
 
-def import_run(domain: str, tracking: tuple[str, str]) -> Command:
-    """The command that all domains have in common; ``tracking`` is the option that says where MLflow is."""
+# Options that the commands of every domain have, as Command.options tells of them.
+MODEL = ("model", "model folder of a run, or the id of its MLflow run")
+DEVICE = ("device", "auto, cpu or gpu (auto)")
+TRACKING = ("tracking.uri", "where MLflow records (MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)")
+
+
+def import_run(domain: str) -> Command:
+    """The command that all domains have in common: the MLflow run of a run folder that was trained elsewhere."""
     return Command(
         word="import-run",
         summary="Record in MLflow a run that was trained elsewhere.",
         about=f"For run folders made by python -m domains.{domain}.train on a machine without MLflow, and for runs "
         "whose tracking server was out of reach. What MLflow has already is not sent again.",
-        options=(("run", "run folder"), tracking),
+        options=(("run", "run folder"), TRACKING),
         examples=("import-run run=runs/from-the-cluster",),
         schema="pipelines.config:ImportRunRoot",
         run=f"pipelines.{domain}.commands:import_run",

@@ -1,18 +1,15 @@
 """The audio command line: ``python -m pipelines.audio <command>``."""
 
-from pipelines.cli import Command, Domain, import_run
+from pipelines.cli import DEVICE, MODEL, TRACKING, Command, Domain, import_run
 
 _HERE = "pipelines.audio"
 
-_MODEL = ("model", "model folder of a run, or the id of its MLflow run")
 _CLIPS = (
     ("data.root", "folder of clips, label/[group/]clip.wav; WAV, FLAC, OGG, MP3 or AIFF (bundled clips)"),
     ("data.manifest", "CSV with path[,label][,group][,split], paths within data.root or beside the CSV"),
 )
 _SAMPLE = ("data.sample", "bundled clips: prompts, to predict; arrow, to tell apart (what suits the task)")
 _STORES = ("data.stores", "folder in which prepared clips are kept and found again (stores)")
-_DEVICE = ("device", "auto, cpu or gpu (auto)")
-_TRACKING = ("tracking.uri", "where MLflow records (MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)")
 
 AUDIO = Domain(
     name="audio",
@@ -88,7 +85,7 @@ AUDIO = Domain(
                 ("run.dir", "run folder (runs/audio-<date>-<time>); run.overwrite=true replaces a run there"),
                 ("run.export", "write the settings to this YAML file, for a machine without Hydra, and train nothing"),
                 ("resume", "run folder or MLflow run id of a run to go on with"),
-                _TRACKING,
+                TRACKING,
                 ("tracking.enabled", "false records nothing in MLflow"),
             ),
             examples=(
@@ -109,7 +106,7 @@ AUDIO = Domain(
             "and by how much was heard before. Table, numbers and plots are kept beside the model and in its MLflow "
             "run.",
             options=(
-                _MODEL,
+                MODEL,
                 ("max_seconds", "of a clip to be named, from its beginning (60)"),
                 ("max_samples", "predict at most this many, of the first test clips (all)"),
                 ("contexts", "predict once more, forgetting all every so many samples, as in [1024,8192] (none)"),
@@ -117,8 +114,8 @@ AUDIO = Domain(
                 ("chunk", "samples at a time (65536); changes memory and speed, not the result"),
                 ("out", "folder (evaluation/ beside the model folder)"),
                 ("data.root", "the clips of the training, where they are not where they were then; or data.manifest"),
-                _DEVICE,
-                _TRACKING,
+                DEVICE,
+                TRACKING,
             ),
             examples=("evaluate model=runs/audio_demo/model", "evaluate model=runs/audio_demo/model contexts=[1024]"),
             schema=f"{_HERE}.roots:EvaluateRoot",
@@ -134,7 +131,7 @@ AUDIO = Domain(
             "after an interruption, and with what has come since. A model in both directions, or of spectrograms, "
             "names whole clips; train one for streams with task.classifier.bidirectional=false.",
             options=(
-                _MODEL,
+                MODEL,
                 ("data.root", "folder of recordings, or a file"),
                 ("data.manifest", "CSV with a column path, in place of all files of data.root"),
                 ("out", "folder of the tables"),
@@ -146,7 +143,7 @@ AUDIO = Domain(
                 ("frames", "true: also the probabilities every 10 ms, a table for each recording (false)"),
                 ("table", "csv or parquet (csv)"),
                 ("streams", "recordings side by side (16); changes speed, not the result"),
-                _DEVICE,
+                DEVICE,
             ),
             examples=("predict model=runs/drums_stream/model data.root=incoming/ out=labels/",),
             schema=f"{_HERE}.roots:PredictRoot",
@@ -159,7 +156,7 @@ AUDIO = Domain(
             "prompt, and writes WAV files with what it takes to draw them again, spectrograms, and a page that plays "
             "them. The MLflow run of the model gets them too.",
             options=(
-                _MODEL,
+                MODEL,
                 ("prompt", "sound file to go on from (none)"),
                 ("prompt_seconds", "of its end that are read (all)"),
                 ("seconds", "to draw (5)"),
@@ -168,13 +165,13 @@ AUDIO = Domain(
                 ("top_p", "draw from the likeliest levels of this probability together (1.0)"),
                 ("seed", "the same seed gives the same bytes (0)"),
                 ("out", "folder of the sounds"),
-                _DEVICE,
-                _TRACKING,
+                DEVICE,
+                TRACKING,
             ),
             examples=("generate model=runs/prompts/model prompt=seed.wav seconds=5 count=8 seed=0 out=samples/",),
             schema=f"{_HERE}.roots:GenerateRoot",
             run=f"{_HERE}.commands:generate",
         ),
-        import_run("audio", _TRACKING),
+        import_run("audio"),
     ),
 )

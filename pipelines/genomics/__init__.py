@@ -1,18 +1,15 @@
 """The genomics command line: ``python -m pipelines.genomics <command>``."""
 
-from pipelines.cli import Command, Domain, import_run
+from pipelines.cli import DEVICE, MODEL, TRACKING, Command, Domain, import_run
 
 _HERE = "pipelines.genomics"
 
-_MODEL = ("model", "model folder of a run, or the id of its MLflow run")
 _FASTA = ("data.fasta", "FASTA (plain, gzip, bgzip) or GenBank file")
 _STORES = ("data.stores", "folder in which prepared genomes are kept and found again (stores)")
 _DIVISION = (
     ("shards", "split the work over so many processes (1); shard=<0 ...> says which this is, or a SLURM array does"),
     ("engine", "local, or ray with workers=<actors> (local)"),
 )
-_DEVICE = ("device", "auto, cpu or gpu (auto)")
-_TRACKING = ("tracking.uri", "where MLflow records (MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)")
 
 GENOMICS = Domain(
     name="genomics",
@@ -72,7 +69,7 @@ GENOMICS = Domain(
                 ("run.dir", "run folder (runs/genomics-<date>-<time>); run.overwrite=true replaces a run there"),
                 ("run.export", "write the settings to this YAML file, for a machine without Hydra, and train nothing"),
                 ("resume", "run folder or MLflow run id of a run to go on with"),
-                _TRACKING,
+                TRACKING,
                 ("tracking.enabled", "false records nothing in MLflow"),
             ),
             examples=(
@@ -94,7 +91,7 @@ GENOMICS = Domain(
             "log-odds, or codon models, fitted on the same labels. Table, numbers and plots are kept beside the model "
             "and in its MLflow run.",
             options=(
-                _MODEL,
+                MODEL,
                 ("max_bases", "score at most this many bases, from the start of the test regions (all)"),
                 ("context", "bases after which every model forgets what it has read (never, within a contig)"),
                 ("max_order", "largest Markov order considered (10); the order is chosen on validation"),
@@ -105,8 +102,8 @@ GENOMICS = Domain(
                 ("locus", "of annotation: contig:start-end to draw, counted from 0 (amid the test contigs)"),
                 ("data.fasta", "the genome of the training, where it is not where it was then"),
                 ("data.annotation", "the annotation of the training, likewise"),
-                _DEVICE,
-                _TRACKING,
+                DEVICE,
+                TRACKING,
             ),
             examples=("evaluate model=runs/demo/model", "evaluate model=runs/demo/model max_bases=100000"),
             schema=f"{_HERE}.roots:EvaluateRoot",
@@ -123,7 +120,7 @@ GENOMICS = Domain(
             "files are the same to the byte. A shard is made of whole contigs, unless block cuts them. A masked model "
             "reads windows with a halo, and the manifest says how far a wider halo would move its scores.",
             options=(
-                _MODEL,
+                MODEL,
                 _FASTA,
                 ("out", "folder of the results"),
                 ("both_strands", "average over both strands (false)"),
@@ -134,7 +131,7 @@ GENOMICS = Domain(
                 ("chunk", "bases at a time (16384); changes memory and speed, not the result"),
                 ("mask_every", "of a masked model: each of so many readings hides every so many-th base (8)"),
                 ("windows.halo", "of a masked model: bases that are read on either side of a window (2048)"),
-                _DEVICE,
+                DEVICE,
             ),
             examples=(
                 "predict model=runs/demo/model data.fasta=other.fa out=scores/",
@@ -153,15 +150,15 @@ GENOMICS = Domain(
             "order with the scores in INFO (SERP_LLR, nats), a tabix index where they are sorted, and a Parquet table "
             "with a row for each allele. The same line goes on after an interruption.",
             options=(
-                _MODEL,
+                MODEL,
                 ("data.vcf", "VCF (plain, gzip, bgzip) or BCF file"),
                 ("data.fasta", "the genome that the variants were called on: FASTA or GenBank file"),
                 ("out", "VCF to write; bgzipped and indexed if it ends in .vcf.gz"),
                 ("context", "bases read before a variant, on each strand; on both sides by a masked model (2048)"),
                 ("window", "bases of reference and alternative that are compared, at most (512)"),
                 ("chunk", "bases at a time (65536); changes memory and speed, not the result"),
-                _DEVICE,
-                _TRACKING,
+                DEVICE,
+                TRACKING,
                 ("tracking.enabled", "false records nothing in MLflow"),
             ),
             examples=("score model=runs/demo/model data.vcf=in.vcf.gz data.fasta=ref.fa out=scored.vcf.gz",),
@@ -176,7 +173,7 @@ GENOMICS = Domain(
             "the work may be divided and goes on after an interruption in the same ways. Single bases and both "
             "strands take room on the disk meanwhile: 8 bytes a number.",
             options=(
-                _MODEL,
+                MODEL,
                 _FASTA,
                 ("out", "folder of the embeddings"),
                 ("per", "window, base or region (window)"),
@@ -189,7 +186,7 @@ GENOMICS = Domain(
                 *_DIVISION,
                 ("block", "cut longer contigs into blocks of so many bases, which do not know of each other (whole)"),
                 ("warmup", "bases read before each block, and before the start of circular contigs (0)"),
-                _DEVICE,
+                DEVICE,
             ),
             examples=(
                 "embed model=runs/demo/model data.fasta=other.fa out=vectors/ window=500",
@@ -204,7 +201,7 @@ GENOMICS = Domain(
             about="Continues a prompt base by base, in constant memory and time for each, and writes FASTA whose "
             "headers say how to get the same sequences again.",
             options=(
-                _MODEL,
+                MODEL,
                 ("prompt", "bases to continue (none)"),
                 ("length", "bases to sample (1000)"),
                 ("count", "sequences (1)"),
@@ -212,12 +209,12 @@ GENOMICS = Domain(
                 ("top_k", "sample from the k likeliest bases (4)"),
                 ("seed", "the same seed gives the same sequences (0)"),
                 ("out", "FASTA file"),
-                _DEVICE,
+                DEVICE,
             ),
             examples=("generate model=runs/demo/model prompt=ATGGCG length=2000 out=sample.fa",),
             schema=f"{_HERE}.roots:GenerateRoot",
             run=f"{_HERE}.commands:generate",
         ),
-        import_run("genomics", _TRACKING),
+        import_run("genomics"),
     ),
 )

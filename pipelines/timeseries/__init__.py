@@ -1,14 +1,11 @@
 """The time series command line: ``python -m pipelines.timeseries <command>``."""
 
-from pipelines.cli import Command, Domain, import_run
+from pipelines.cli import DEVICE, MODEL, TRACKING, Command, Domain, import_run
 
 _HERE = "pipelines.timeseries"
 
-_MODEL = ("model", "model folder of a run, or the id of its MLflow run")
 _PATH = ("data.path", "CSV or Parquet: a file, a folder or a glob")
 _STORES = ("data.stores", "folder in which prepared tables are kept and found again (stores)")
-_DEVICE = ("device", "auto, cpu or gpu (auto)")
-_TRACKING = ("tracking.uri", "where MLflow records (MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)")
 _COLUMNS = (
     ("data.time", "column of stamps (ds)"),
     ("data.id", "column that names the series (unique_id); a table without it is one series"),
@@ -70,7 +67,7 @@ TIMESERIES = Domain(
                 ("run.dir", "run folder (runs/timeseries-<date>-<time>); run.overwrite=true replaces a run there"),
                 ("run.export", "write the settings to this YAML file, for a machine without Hydra, and train nothing"),
                 ("resume", "run folder or MLflow run id of a run to go on with"),
-                _TRACKING,
+                TRACKING,
                 ("tracking.enabled", "false records nothing in MLflow"),
             ),
             examples=(
@@ -89,7 +86,7 @@ TIMESERIES = Domain(
             "and whether the differences could be chance. Table, numbers and plots are kept beside the model and in "
             "its MLflow run.",
             options=(
-                _MODEL,
+                MODEL,
                 ("baselines", "[names] of those wanted (all)"),
                 ("series", "[names] of the series that are scored (all)"),
                 ("stride", "every how many steps a forecast is made (1)"),
@@ -98,8 +95,8 @@ TIMESERIES = Domain(
                 ("calibrate", "correct intervals by what was missed before (true)"),
                 ("out", "folder (evaluation/ beside the model folder)"),
                 ("data.path", "the table of the training, where it is not where it was then"),
-                _DEVICE,
-                _TRACKING,
+                DEVICE,
+                TRACKING,
             ),
             examples=("evaluate model=runs/sp500/model",),
             schema=f"{_HERE}.roots:EvaluateRoot",
@@ -113,7 +110,7 @@ TIMESERIES = Domain(
             "series whose past has changed is refused by name. A run that was killed is simply run again: each "
             "forecast is written once. Series without new rows are not forecast again, whatever is asked for.",
             options=(
-                _MODEL,
+                MODEL,
                 _PATH,
                 ("out", "folder of the forecasts, Parquet by date of the cut-off"),
                 ("state", "folder of what is kept of each series"),
@@ -125,13 +122,13 @@ TIMESERIES = Domain(
                 ("reread", "true drops states of another model or window; data.path holds whole histories (false)"),
                 ("engine", "local, or ray with pip install '.[ray]' (local)"),
                 ("workers", "actors of engine=ray (2)"),
-                _DEVICE,
-                _TRACKING,
+                DEVICE,
+                TRACKING,
             ),
             examples=("forecast model=runs/sp500/model data.path=new/ out=forecasts/ state=states/",),
             schema=f"{_HERE}.roots:ForecastRoot",
             run=f"{_HERE}.commands:forecast",
         ),
-        import_run("timeseries", _TRACKING),
+        import_run("timeseries"),
     ),
 )
