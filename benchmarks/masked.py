@@ -123,11 +123,10 @@ def measure(
     validations = [row for row in rows if "validation/bits_per_base" in row]
     peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
     loaded = load_model(done.model_dir, str(device))
+    options: dict[str, Any] = {"device": config.trainer.accelerator, "progress": False}
     tests = {
-        str(fraction): evaluate_masked(
-            done.model_dir, store, EvaluateConfig(mask_fraction=fraction), device=device.type, progress=False
-        ).to_dict()
-        for fraction in FRACTIONS
+        str(hidden): evaluate_masked(done.model_dir, store, EvaluateConfig(mask_fraction=hidden), **options).to_dict()
+        for hidden in FRACTIONS
     }
     return {
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),

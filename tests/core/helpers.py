@@ -128,7 +128,9 @@ def poisoned() -> Iterator[None]:
     def fill(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def filled(*args: Any, **options: Any) -> Tensor:
             out = create(*args, **options)
-            return out.fill_(torch.nan) if out.is_floating_point() else out
+            if out.is_floating_point():
+                out.detach().fill_(torch.nan)
+            return out
 
         return filled
 

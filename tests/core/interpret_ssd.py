@@ -6,11 +6,13 @@ Triton decides at import whether it interprets, so this cannot share a process w
 import itertools
 import sys
 import warnings
+from functools import partial
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from mamba_core.ops.ssd import ssd
-from tests.core.helpers import assert_same, every_other, gradients, pack, poisoned, ssd_inputs
+from tests.core.helpers import assert_equal, assert_same, every_other, gradients, pack, poisoned, ssd_inputs
 
 SHAPES = [  # batch, length, heads, headdim, groups, d_state
     (2, 1, 2, 16, 1, 16),
@@ -38,6 +40,9 @@ def main() -> int:
         got = gradients(ssd, low, seq_idx=seq_idx, dt_limit=limit, path="triton")
         assert_same(want, got, 2e-4)
         print(f"{shape} packed={packed} limit={limit}: same", flush=True)
+    low = {name: t.detach().float().requires_grad_() for name, t in ssd_inputs(1, 9, 2, 16, 1, 16).items()}
+    again = partial(checkpoint, ssd, use_reentrant=False)
+    assert_equal(*(gradients(call, low, path="triton") for call in (ssd, again)))
     return 0
 
 

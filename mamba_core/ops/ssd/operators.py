@@ -179,10 +179,9 @@ def _backward_direct(ctx, grad_y, grad_final, _grad_enter):  # type: ignore[no-u
 
     (grad_y,) = complete(ctx, grad_y)
     softplus, dt_min, dt_max = ctx.options
-    dx, ddt, dA, dB, dC, *rest = triton_backward.backward(
-        grad_y, grad_final, *ctx.saved_tensors, softplus, (dt_min, dt_max)
-    )
-    _, _, _, B, C, *_ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: checkpointing does not unpack twice
+    dx, ddt, dA, dB, dC, *rest = triton_backward.backward(grad_y, grad_final, *saved, softplus, (dt_min, dt_max))
+    _, _, _, B, C, *_ = saved
     return _in_place_of_inputs((dx, ddt, dA, dB.to(B.dtype), dC.to(C.dtype), *rest), ctx.dtypes)
 
 
