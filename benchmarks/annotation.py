@@ -10,13 +10,14 @@ those, all weights trained; each with all labels, a tenth and a hundredth (a sma
 Weights are chosen on the whole of chr19, the test is chr20 to chr23. Learning rate and steps are those of RECIPES
 whatever the start, but for the rate of what is pre-trained: RATES.
 
-Every start and task is a process, and all processes share one GPU: times of trainings are not those of a GPU to itself.
-The first begins alone, so that kernels are compiled once. Needs no more than PyTorch, Lightning and scikit-learn. The
-JSON grows after each training; the same command goes on with what is missing, while commit and data are the same.
+Every start and task is a process; as many as --at-once share each GPU, so times of trainings are not those of a GPU to
+itself. The first begins alone, so that kernels are compiled once. Needs no more than PyTorch, Lightning and
+scikit-learn. The JSON grows after each training; the same command goes on with what is missing in --runs.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.kernels import measured_commit
 from domains.folder import write_json
@@ -51,7 +53,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # task, data, and steps by share of the 
     "context": {
         "kind": "classify",
         "data": WINDOWS | {"context": 2000, "tokens_per_step": 256_000},
-        "steps": (400, 150, 60),
+        "steps": (250, 100, 50),
     },
 }
 RATES = {True: 1e-3, False: 3e-3}  # learning rate from a pre-trained model, and from scratch
@@ -74,7 +76,7 @@ def settings_of(
         "trainer": {
             "max_steps": steps,
             "accelerator": place.device,
-            "validate_every": max(1, steps // 10),
+            "validate_every": max(1, steps // 5),
             "checkpoint_every": steps,
             "log_every": 10,
             "health_every": steps,
@@ -136,7 +138,8 @@ def work(place: argparse.Namespace, folders: dict[str, Path]) -> None:
         if windows is not None:
             arrays = {"starts": windows.windows.starts, "labels": windows.windows.labels, "said": windows.said["model"]}
             np.savez(out.with_suffix(".npz"), **arrays)
-        write_json(out, {"task": task, "start": start, "labels": share, "settings": to_dict(config.data)} | row)
+        about = {"task": task, "start": start, "labels": share, "commit": measured_commit(place.commit, True)}
+        write_json(out, about | {"settings": to_dict(config.data)} | row)
 
 
 def gather(place: argparse.Namespace, identity: Result) -> Result:
@@ -173,27 +176,46 @@ def summary(result: Result) -> list[str]:
 
 
 def launch(place: argparse.Namespace, folders: dict[str, Path], identity: Result) -> None:
-    """A process for each task and start, all at once but for the first one's start."""
+    """A process for each task and start, the next when one has ended; the first begins alone."""
     deadline = time.monotonic() + place.time_limit
-    starts = [SCRATCH, *folders]
-    jobs = [f"{task}:{start}" for task in place.tasks.split(",") for start in starts]
-    processes = []
-    for number, job in enumerate(jobs):
-        command = [sys.executable, __file__, *sys.argv[1:], "--work", job]
-        command += ["--time-limit", f"{deadline - time.monotonic():.0f}"]  # the last of two counts
-        with (place.runs / f"{job.replace(':', '-')}.log").open("w") as log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=log))
-        if number == 0:
-            _wait_for_first_steps(place.runs, processes[0], deadline)
-    while any(process.poll() is None for process in processes) and time.monotonic() < deadline + 30:
-        time.sleep(1)
-    for process, job in zip(processes, jobs, strict=True):
-        if process.poll() is None:
-            process.kill()
-        if process.wait() != 0:
-            log_lines = (place.runs / f"{job.replace(':', '-')}.log").read_text().splitlines()
-            print(f"{job} ended with code {process.returncode}: {' | '.join(log_lines[-3:])}")
+    waiting = [f"{task}:{start}" for task in place.tasks.split(",") for start in (SCRATCH, *folders)]
+    gpus = range(max(1, torch.cuda.device_count()))
+    running: dict[str, tuple[int, subprocess.Popen[bytes]]] = {}
+    first = True
+    while (waiting or running) and time.monotonic() < deadline + 30:
+        for job, (_, process) in list(running.items()):
+            if process.poll() is not None:
+                _report(place, job, process)
+                del running[job]
+        busy = [gpu for gpu, _ in running.values()]
+        free = min(gpus, key=busy.count)
+        if waiting and busy.count(free) < place.at_once and time.monotonic() < deadline:
+            job = waiting.pop(0)
+            running[job] = (free, _start(place, job, free, deadline))
+            if first:
+                _wait_for_first_steps(place.runs, running[job][1], deadline)
+                first = False
+        else:
+            time.sleep(1)
+    for job, (_, process) in running.items():
+        process.kill()
+        _report(place, job, process)
     print(*summary(gather(place, identity)), sep="\n", flush=True)
+
+
+def _start(place: argparse.Namespace, job: str, gpu: int, deadline: float) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, __file__, *sys.argv[1:], "--work", job]
+    command += ["--time-limit", f"{deadline - time.monotonic():.0f}"]  # the last of two counts
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    number = seen[gpu] if gpu < len(seen) and seen[gpu] else str(gpu)
+    with (place.runs / f"{job.replace(':', '-')}.log").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"CUDA_VISIBLE_DEVICES": number})
+
+
+def _report(place: argparse.Namespace, job: str, process: "subprocess.Popen[bytes]") -> None:
+    if process.wait() != 0:
+        lines = (place.runs / f"{job.replace(':', '-')}.log").read_text().splitlines()
+        print(f"{job} ended with code {process.returncode}: {' | '.join(lines[-3:])}", flush=True)
 
 
 def _wait_for_first_steps(runs: Path, process: "subprocess.Popen[bytes]", deadline: float) -> None:
@@ -216,6 +238,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder of the trainings (runs/annotation-<commit>)")
     parser.add_argument("--tasks", default=",".join(RECIPES))
     parser.add_argument("--device", default="gpu")
+    parser.add_argument("--at-once", type=int, default=4, help="processes on one GPU")
     parser.add_argument("--workers", type=int, default=1, help="data loader processes of a training")
     parser.add_argument("--steps", type=int, help="of every training, instead of the recipes'")
     parser.add_argument("--seed", type=int, default=0)

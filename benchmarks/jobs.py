@@ -26,7 +26,7 @@ MODES = {
 }
 VARIANTS = {
     "bf16 state": "states of the scan in bfloat16",
-    "pdl": "kernels start before the one in front has ended",
+    "no pdl": "no kernel starts before the one in front has ended",
     "gqa": "of a Transformer: 4 heads of keys and values for 16 of queries",
     "mha": "of a Transformer: 16 heads of each",
 }

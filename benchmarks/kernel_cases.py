@@ -276,9 +276,9 @@ def _decode(job: Job, impl: str, settings: Settings) -> Work:
         if job.variant == "bf16 state":
             state = state.scans_in(torch.bfloat16)
         if settings.device != "cpu":
-            from mamba_core.ops.decode import triton_gemv
+            from mamba_core.ops.decode import triton
 
-            triton_gemv.PDL = job.variant == "pdl"
+            triton.PDL = job.variant != "no pdl"
         if job.mode == "graph":
             from mamba_core.decoding import GraphedStep
 

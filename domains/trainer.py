@@ -119,6 +119,7 @@ def fit(
         _numerics(device, config.threads),
         _plain_ctrl_c(),
         joined(share, task.model, device) as task.processes,
+        torch.autograd.set_multithreading_enabled(False),  # one device: waking its thread costs more than short kernels
     ):
         trainer = Trainer(
             accelerator="cuda" if device.type == "cuda" else "cpu",

@@ -23,14 +23,14 @@ def _announce(op: str, path: str, device: str) -> None:
 
 
 @cache
-def _capability(index: int) -> tuple[int, int]:
+def gpu_capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
 @torch.compiler.assume_constant_result
 def _gpu_can(index: int) -> bool:
     """Triton's matrix products in bf16 want compute capability 8.0 (A100) or later. Nobody has tried AMD's GPUs."""
-    return torch.version.hip is None and _capability(index) >= (8, 0)
+    return torch.version.hip is None and gpu_capability(index) >= (8, 0)
 
 
 def _triton_obstacle(x: Tensor) -> str | None:

@@ -84,9 +84,9 @@ def test_layers_are_near_float64(mixer: Mamba1Config | Mamba2Config, dtype: torc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layer_steps(dtype: torch.dtype, pdl: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Norm, mixer and residual in kernels of their own, against float64; functional and in place."""
-    from mamba_core.ops.decode import triton_gemv
+    from mamba_core.ops.decode import triton
 
-    monkeypatch.setattr(triton_gemv, "PDL", pdl)
+    monkeypatch.setattr(triton, "PDL", pdl)
     torch.manual_seed(0)
     for batch, width, config in (
         (1, 1024, Mamba2Config()),

@@ -6,6 +6,9 @@ only reads the tail of the convolution. ``_finish`` runs when no program reads i
 takes the gated norm over all the heads of a group. Mamba-1 has two projections between the convolution and the scan,
 and so a launch for each.
 
+If PDL (programmatic dependent launch; Hopper and later), a kernel starts while the one before it still runs, fetches
+what that one does not write, and waits for its results only then.
+
 A program that overwrites what it reads has a barrier between: where a block is smaller than its threads, several hold
 the same element. How a state is cut into programs changes no sum, so neither does the batch.
 """
@@ -16,8 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_core.ops.kernels import LOG2_E, clamp, inner_contiguous, on_device_of_first, power_of_two, sigmoid, softplus
+from mamba_core.ops.paths import gpu_capability
 from mamba_core.ops.tape import launch
 
+PDL = True  # where the GPU can
 TILE = 2048  # elements of the state in a program, 16 a thread
 FULL = 4096  # programs that fill a large GPU with some to spare
 MOST_EACH = 4  # tiles that a program takes in turn, where there are so many
@@ -125,9 +130,11 @@ def _scan_heads(
 def _finish(
     y_ptr, projected_ptr, norm_ptr, conv_ptr, seq_ptr, out_ptr, row_stride, eps,
     INNER: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The gated norm, a group to a program; the programs behind those move the tail of the convolution on."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     SIZE: tl.constexpr = INNER // GROUPS
     projected_ptr += row * row_stride
@@ -217,15 +224,26 @@ def mamba2_step(
     conv_weight, conv_bias, norm_weight = (t.contiguous() for t in (conv_weight, conv_bias, norm_weight))
     A_log, D, dt_bias = (t.contiguous() for t in (A_log, D, dt_bias))
     y = torch.empty(b, h * p, dtype=torch.float32, device=projected.device)
-    scan_heads(projected, conv_weight, conv_bias, A_log, D, dt_bias, dt_min, dt_max, conv, ssm, y, False, False)
+    pdl = starts_early(projected)
+    scan_heads(projected, conv_weight, conv_bias, A_log, D, dt_bias, dt_min, dt_max, conv, ssm, y, False, pdl)
     out = torch.empty(b, h * p, dtype=projected.dtype, device=projected.device)
     block = power_of_two(h * p // groups)
     launch(_finish, (b, groups + triton.cdiv(channels, CHANNELS)),
         y, projected, norm_weight, conv, seq_idx, out, projected.stride(0), norm_eps,
-        h * p, channels, groups, width, block, CHANNELS,
-        num_warps=_warps(block, 8),
+        h * p, channels, groups, width, block, CHANNELS, pdl,
+        num_warps=_warps(block, 8), **launched(pdl),
     )  # fmt: skip
     return out
+
+
+def starts_early(x: Tensor) -> bool:
+    """Whether kernels on the GPU of x start before the one in front of them has ended."""
+    return PDL and x.is_cuda and gpu_capability(x.get_device()) >= (9, 0)
+
+
+def launched(pdl: bool) -> dict[str, bool]:
+    """The option of a launch that lets it start early."""
+    return {"launch_pdl": True} if pdl else {}
 
 
 def scan_heads(
@@ -255,7 +273,7 @@ def scan_heads(
         projected, conv_weight, conv_bias, A_log, D, dt_bias, conv, ssm, y,
         projected.stride(0), dt_min, dt_max,
         h, groups, p, n, width, block_p, block_n, each, gated, pdl,
-        num_warps=_warps(block_p * block_n, 16), **({"launch_pdl": True} if pdl else {}),
+        num_warps=_warps(block_p * block_n, 16), **launched(pdl),
     )  # fmt: skip
 
 

@@ -8,8 +8,7 @@ cache.
 A program holds some rows of the weights and multiplies them with one row of the batch after the other. Sums are
 float32; only what goes to memory is rounded.
 
-If PDL (programmatic dependent launch), a kernel starts while the one before it still runs, fetches the weights, which
-nobody writes, and waits for the other's results only then.
+If PDL, see ``triton.py``, the weights, which nobody writes, are on their way while the kernel before still runs.
 """
 
 import torch
@@ -17,11 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_core.ops.decode.triton import CHANNELS, mark, scan_heads, shift_tail
+from mamba_core.ops.decode.triton import CHANNELS, launched, mark, scan_heads, shift_tail
 from mamba_core.ops.kernels import on_device_of_first, power_of_two
 from mamba_core.ops.tape import launch, taped
 
-PDL = False
 ROWS = (8, 4)  # of the weights in a program: where there are many, and few
 FEW = 2048
 TILE = 2**15  # bytes of weights in a program, at most
@@ -114,7 +112,7 @@ def gemv(
         came, conv, seq_idx, eps, x.stride(0), came.stride(0),
         B=b, R=r, K=k, ROWS=rows, BLOCK_K=block_k, NORM=norm_weight is not None, RESIDUAL=residual is not None,
         TAIL=tail is not None, CHANNELS=channels, WIDTH=width, BLOCK_C=block, PDL=pdl,
-        num_warps=WARPS, **({"launch_pdl": True} if pdl else {}),
+        num_warps=WARPS, **launched(pdl),
     )  # fmt: skip
     return out
 
