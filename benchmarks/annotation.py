@@ -6,7 +6,8 @@
 
 Trainings: windows of 200 bases (balanced negatives, wholly coding against none), alone and amid 2,000 bases, and the
 segmentation of every base; each from scratch, with the sizes of the first pre-trained model, and from every one of
-those, all weights trained; each with all labels, a tenth and a hundredth (a smaller share is part of a larger one).
+those, all weights trained; each with all labels, a tenth and a hundredth (a smaller share is part of a larger one; amid
+2,000 bases with all labels alone).
 Weights are chosen on the whole of chr19, the test is chr20 to chr23. Learning rate and steps are those of RECIPES
 whatever the start, but for the rate of what is pre-trained: RATES.
 
@@ -53,7 +54,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # task, data, and steps by share of the 
     "context": {
         "kind": "classify",
         "data": WINDOWS | {"context": 2000, "tokens_per_step": 256_000},
-        "steps": (250, 100, 50),
+        "steps": (150,),
     },
 }
 RATES = {True: 1e-3, False: 3e-3}  # learning rate from a pre-trained model, and from scratch
@@ -127,7 +128,7 @@ def work(place: argparse.Namespace, folders: dict[str, Path]) -> None:
     """All trainings of one task from one start, each into a file of its own."""
     task, start = place.work.split(":")
     deadline = time.monotonic() + place.time_limit
-    for share in FRACTIONS:
+    for share, _ in zip(FRACTIONS, RECIPES[task]["steps"], strict=False):
         name = f"{task}-{start}-{share}"
         out = place.runs / f"{name}.json"
         left = deadline - time.monotonic() - LAST_PIECE

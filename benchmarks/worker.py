@@ -2,9 +2,10 @@
 
 Time: CUDA events between calls that follow one another without a pause. So a call counts what it costs a program that
 keeps the GPU busy: its kernels, or its launches where those take longer. Sides take turns, several rounds each, after
-two calls of warm-up; the median counts. Input sets rotate, so nothing is timed on inputs that the last call left in the
-L2 cache. Memory: the peak of one forward and backward above what inputs, weights and the incoming gradient hold. A side
-whose output or gradients are not finite gets an error instead of figures.
+two calls of warm-up; the median counts. Beside it stand the median of the fastest round, and how long a loop in Python
+took: a host that others use too slows launches, not kernels. Input sets rotate, so nothing is timed on inputs that the
+last call left in the L2 cache. Memory: the peak of one forward and backward above what inputs, weights and the incoming
+gradient hold. A side whose output or gradients are not finite gets an error instead of figures.
 """
 
 import gc
@@ -14,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 
@@ -95,13 +96,13 @@ def in_turn(
     device: str,
     budget_ms: float,
     on_error: Callable[[str, Exception], None],
-) -> dict[str, float]:
-    """Median milliseconds of each call that does not fail, the calls taking turns.
+) -> dict[str, tuple[float, float]]:
+    """Milliseconds of each call that does not fail, the calls taking turns: the median, and that of the fastest round.
 
     The first call of a turn is dropped where there are several: the GPU was idle before it.
     """
     counts: dict[str, int] = {}
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[list[float]]] = {name: [] for name in calls}
     for turn in range(ROUNDS + 1):
         for name in [name for name in calls if name in times]:
             send(trying=name)
@@ -111,11 +112,22 @@ def in_turn(
                     counts[name] = int(max(1, min(MOST_CALLS, budget_ms / ROUNDS / once)))
                     continue
                 found = burst(calls[name], counts[name], device)
-                times[name] += found[1:] or found
+                times[name].append(found[1:] or found)
             except Exception as error:
                 del times[name]
                 on_error(name, error)
-    return {name: statistics.median(values) for name, values in times.items() if values}
+    return {
+        name: (statistics.median(chain(*rounds)), min(map(statistics.median, rounds)))
+        for name, rounds in times.items()
+        if rounds
+    }
+
+
+def python_us() -> float:
+    """Microseconds of a fixed loop in Python: how fast the host is just now, which others may use too."""
+    start = time.perf_counter()
+    sum(range(20_000))
+    return 1e6 * (time.perf_counter() - start)
 
 
 def peak_mib(work: Work, device: str) -> tuple[float | None, bool]:
@@ -171,9 +183,12 @@ def measure(job: Job, settings: Settings) -> None:
 
     works = prepare(job, settings, failed)
     infer = {impl: work.infer for impl, work in works.items()}
+    host = [python_us()]
     forward = in_turn(infer, settings.device, budget, failed)
+    host.append(python_us())
     train = {impl: work.train for impl, work in works.items() if work.trains and impl not in lost}
     both = in_turn(train, settings.device, budget, failed)
+    host.append(python_us())
     for impl, work in works.items():
         if impl in lost:
             continue
@@ -189,8 +204,11 @@ def measure(job: Job, settings: Settings) -> None:
                 failed(impl, ValueError("the output or a gradient is not finite"))
                 continue
             found["extra_peak_mib"] = None if peak is None else round(peak, 1)
-        found["fwd_ms"] = round(forward[impl], 4)
-        found["fwdbwd_ms"] = round(both[impl], 4) if impl in both else None
+        found["host_us"] = round(statistics.median(host), 1)
+        for name, times in (("fwd", forward), ("fwdbwd", both)):
+            if impl in times:
+                median, fastest = (round(value, 4) for value in times[impl])
+                found |= {f"{name}_ms": median, f"{name}_fastest_ms": fastest}
         send(row=job.row(impl, **found))
 
 

@@ -24,8 +24,9 @@ from mamba_core.ops.tape import launch
 
 PDL = True  # where the GPU can
 TILE = 2048  # elements of the state in a program, 16 a thread
-FULL = 4096  # programs that fill a large GPU with some to spare
-MOST_EACH = 4  # tiles that a program takes in turn, where there are so many
+FULL = 4096  # programs of these that fill a large GPU with some to spare; where there are more, a program takes in turn
+MOST_EACH = 4  # tiles, at most, of
+WIDE = 2**13  # bytes of the state, 32 a thread
 CHANNELS = 1024  # channels of the convolution in a program
 
 
@@ -267,13 +268,16 @@ def scan_heads(
     groups = (channels - h * p) // (2 * n)
     block_n = power_of_two(n)
     block_p = min(power_of_two(p), max(1, TILE // block_n))
+    full = b * h * triton.cdiv(p, block_p) >= FULL
+    if full:
+        block_p = min(power_of_two(p), max(1, WIDE // ssm.element_size() // block_n))
     parts = triton.cdiv(p, block_p)
-    each = min(power_of_two(parts), MOST_EACH) if b * h * parts >= FULL else 1
+    each = min(power_of_two(parts), MOST_EACH) if full else 1
     launch(_scan_heads, (b, h * triton.cdiv(parts, each)),
         projected, conv_weight, conv_bias, A_log, D, dt_bias, conv, ssm, y,
         projected.stride(0), dt_min, dt_max,
         h, groups, p, n, width, block_p, block_n, each, gated, pdl,
-        num_warps=_warps(block_p * block_n, 16), **launched(pdl),
+        num_warps=_warps(block_p * block_n, 32 // ssm.element_size() if full else 16), **launched(pdl),
     )  # fmt: skip
 
 
