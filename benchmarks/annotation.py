@@ -64,6 +64,11 @@ COMPILING = 45.0  # seconds that the first process has to itself, at most
 Result = dict[str, Any]
 
 
+def shares_of(task: str) -> tuple[float, ...]:
+    """Shares of the labels that a task is trained with."""
+    return FRACTIONS[: len(RECIPES[task]["steps"])]
+
+
 def settings_of(
     task: str, share: float, start: str, folders: dict[str, Path], place: argparse.Namespace
 ) -> TrainConfig:
@@ -128,7 +133,7 @@ def work(place: argparse.Namespace, folders: dict[str, Path]) -> None:
     """All trainings of one task from one start, each into a file of its own."""
     task, start = place.work.split(":")
     deadline = time.monotonic() + place.time_limit
-    for share, _ in zip(FRACTIONS, RECIPES[task]["steps"], strict=False):
+    for share in shares_of(task):
         name = f"{task}-{start}-{share}"
         out = place.runs / f"{name}.json"
         left = deadline - time.monotonic() - LAST_PIECE

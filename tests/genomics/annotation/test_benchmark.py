@@ -23,7 +23,7 @@ def test_every_training_has_settings_that_make_sense(language: Path, task: str, 
     place = argparse.Namespace(
         store=Path("store"), annotation=Path("genes"), steps=None, device="gpu", seed=0, workers=1
     )
-    for share in annotation.FRACTIONS:
+    for share in annotation.shares_of(task):
         config = annotation.settings_of(task, share, start, {"causal": language}, place)
         check_annotation(config)
         assert config.data.label_fraction == share
