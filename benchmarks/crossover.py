@@ -180,12 +180,6 @@ def main() -> None:
     arguments = parser.parse_args()
     commit = measured_commit(arguments.commit, arguments.json is not None)
     settings = Settings(arguments.device, arguments.d_model, None, arguments.quick)
-    rows = []
-    for length in map(int, arguments.lengths.split(",")):
-        for what in WHATS:
-            for kind in KINDS:
-                rows.append(measure(what, kind, length, settings))
-                print(rows[-1], flush=True)
     result: dict[str, Any] = {
         "hardware": describe_hardware(torch.device(arguments.device)),
         "commit": commit,
@@ -193,14 +187,20 @@ def main() -> None:
         "d_model": settings.d_model,
         "layers": LAYERS,
         "tokens_per_training_step": TOKENS,
-        "rows": rows,
-        "crossings": summary(rows),
+        "rows": [],
     }
+    for length in map(int, arguments.lengths.split(",")):
+        for what in WHATS:
+            for kind in KINDS:
+                result["rows"].append(measure(what, kind, length, settings))
+                print(result["rows"][-1], flush=True)
+        result["crossings"] = summary(result["rows"])
+        if arguments.json:  # after each length, for time may run out
+            write_json(arguments.json, result)
+            draw(result, arguments.json.with_suffix(".png"))
     for entry in result["crossings"]:
         print(entry)
     if arguments.json:
-        write_json(arguments.json, result)
-        draw(result, arguments.json.with_suffix(".png"))
         print(f"written to {arguments.json}")
 
 

@@ -1,6 +1,6 @@
 """What a state in bfloat16 costs: a model steps through a genome with it, beside itself with one in float32.
 
-    python benchmarks/drift.py --model runs/demo/model --steps 100000 --json benchmarks/results/drift_h200.json
+    python benchmarks/drift.py --model runs/demo/model --store stores/<genome> --steps 100000 --json drift_h200.json
 
 Rows of the batch start at places spread over test contigs, and read the true bases (teacher forcing), each copy with
 its own state, which is rounded once a token. A window of steps gets the mean bits per base of both, and of their
@@ -23,22 +23,20 @@ from benchmarks.jobs import Settings
 from benchmarks.kernel_cases import VOCABULARY, decoder
 from benchmarks.kernels import measured_commit
 from domains.folder import write_json
-from domains.genomics.io import read_records
 from domains.genomics.model import load_model
 from domains.genomics.module import base_log_probs
-from domains.genomics.tokens import BASES, BOS, N, encode
+from domains.genomics.store import GenomeStore
+from domains.genomics.tokens import BASES, BOS, N
 from domains.hardware import describe_hardware, describe_versions, full_precision
 from mamba_core import CausalLM, GraphedStep
 
-GENOME = Path(__file__).resolve().parent.parent / "domains" / "genomics" / "sample" / "ustilago_maydis.fa.gz"
 TEST = ("chr20", "chr21", "chr22", "chr23")
 WINDOWS = (1, 100, 1_000, 10_000, 100_000)  # their upper ends, in steps; the last one is cut where steps end
 
 
-def bases(rows: int, steps: int) -> np.ndarray:
-    """Tokens (rows, steps) uint8 from places spread over the test contigs of the bundled genome."""
-    contigs = [encode(r.sequence.decode()) for r in read_records(GENOME) if r.name in TEST]
-    whole = np.concatenate(contigs)
+def bases(store: GenomeStore, rows: int, steps: int) -> np.ndarray:
+    """Tokens (rows, steps) uint8 from places spread over the test contigs of a prepared genome."""
+    whole = np.concatenate([store.tokens(contig) for contig in TEST])
     starts = np.linspace(0, len(whole) - steps - 1, rows).astype(int)
     return np.stack([whole[start : start + steps] for start in starts])
 
@@ -89,6 +87,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, action="append", default=[], help="model folder (may be repeated)")
+    parser.add_argument("--store", type=Path, help="the prepared genome, with chr20 to chr23")
     parser.add_argument("--random", action="store_true", help="the decode rows' stack, with random weights")
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--rows", type=int, default=8)
@@ -99,11 +98,14 @@ def main() -> None:
     arguments = parser.parse_args()
     commit = measured_commit(arguments.commit, arguments.json is not None)
     device = torch.device(arguments.device)
+    if arguments.model and arguments.store is None:
+        parser.error("--model needs --store, the prepared genome")
     results = []
     with full_precision():
         for folder in arguments.model:
+            store = GenomeStore.open(arguments.store)
             loaded = load_model(folder, arguments.device)
-            tokens = torch.from_numpy(bases(arguments.rows, arguments.steps).astype(np.int64)).to(device)
+            tokens = torch.from_numpy(bases(store, arguments.rows, arguments.steps).astype(np.int64)).to(device)
             print(folder, flush=True)
             found = measure(loaded.causal, tokens, True)
             results.append({"model": folder.parent.name, "sha256": loaded.hash, "windows": found})

@@ -23,7 +23,7 @@ from benchmarks.jobs import Job, Settings, run_jobs
 WORKER = Path(__file__).resolve().parent / "worker.py"
 BOTH = ("serpentine", "mamba_ssm")
 OURS = ("serpentine",)
-PARTS = ("layers", "decode", "transformer", "compile")
+PARTS = ("layers", "decode", "transformer", "compile", "peers")
 # (case, batch, length, mode, mixer, variant) -> bar and goal in ms, forward and forward + backward; None: there is none
 BARS: dict[tuple[Any, ...], tuple[tuple[float, float], tuple[float, float] | None]] = {
     ("mamba2_layer", 1, 2048, "eager", None, None): ((0.40, 0.25), (1.6, 1.0)),
@@ -57,14 +57,14 @@ def make_jobs(parts: list[str]) -> list[Job]:
                 if length < 65_536:
                     jobs.append(Job("decode_after", length, batch, ("transformer",), "graph", variant="mha"))
     if "layers" in parts:
-        for batch in (1, 16):
-            for mode in ("eager", "one thread", "graph"):
-                jobs.append(Job("mamba2_layer", 2048, batch, BOTH, mode))
-                jobs.append(Job("mamba1_layer", 2048, batch, OURS, mode))
-        jobs.append(Job("mamba2_layer", 8192, 1, BOTH, "eager"))
-        jobs.append(Job("mamba1_layer", 8192, 1, OURS, "eager"))
+        shapes = [(2048, 1, mode) for mode in ("eager", "one thread", "graph")]
+        shapes += [(2048, 16, mode) for mode in ("eager", "one thread", "graph")] + [(8192, 1, "eager")]
+        jobs += [Job("mamba2_layer", length, batch, OURS, mode) for length, batch, mode in shapes]
+        jobs += [Job("mamba1_layer", length, batch, OURS, mode) for length, batch, mode in shapes]
     if "compile" in parts:
-        jobs += [Job("mamba2_layer", 2048, 1, BOTH, "compile"), Job("mamba1_layer", 2048, 1, OURS, "compile")]
+        jobs += [Job(f"{mixer}_layer", 2048, 1, OURS, "compile") for mixer in ("mamba2", "mamba1")]
+    if "peers" in parts:  # in turn with ours, after a minute or more in which it chooses among its kernels
+        jobs += [Job("mamba2_layer", 2048, batch, BOTH, mode) for batch in (1, 16) for mode in ("eager", "graph")]
     return jobs
 
 
