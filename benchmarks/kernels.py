@@ -1,7 +1,7 @@
 """This project's operations and layers on a GPU beside mamba_ssm's Triton kernels, attention, and the floor.
 
     python benchmarks/kernels.py --mamba-ssm mamba_ssm-2.3.2 --json benchmarks/results/kernels_h100.json
-    python benchmarks/kernels.py --table benchmarks/results/kernels_h100.json --into README.md
+    python benchmarks/kernels.py --table benchmarks/results/kernels_h100.json --into benchmarks/RESULTS.md
 
 All rows are eager (no CUDA graph, no torch.compile) but the decode rows that say "graph", for both sides. How calls
 are timed stands in worker.py, what is called in kernel_cases.py, the floors' formulas in floors.py, how mamba_ssm is
@@ -198,21 +198,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a fifth of the calls")
     parser.add_argument("--device-limit", type=float, default=570.0, metavar="SECONDS", help="skip what is left then")
     parser.add_argument("--triton-cache", type=Path, help="keep the workers' compiled kernels here")
-    parser.add_argument("--table", type=Path, metavar="JSON", help="print the README's table of a result, and stop")
-    parser.add_argument("--into", type=Path, metavar="README", help="with --table: replace the block in this file")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="print the table of a result, and stop")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="with --table: replace the block in this file")
     parser.add_argument("--device", default="cuda", help="cpu only to try this script")
     parser.add_argument("--d-model", type=int, default=1024)
     return parser.parse_args(arguments)
 
 
-def print_table(path: Path, readme: Path | None) -> None:
-    """The README's block, printed or put in its place."""
+def print_table(path: Path, into: Path | None) -> None:
+    """The block of RESULTS.md, printed or put in its place."""
     result = json.loads(path.read_text())
-    link = os.path.relpath(path.resolve(), HERE.parent)
-    if readme is None:
+    link = os.path.relpath(path.resolve(), HERE if into is None else into.resolve().parent)
+    if into is None:
         print(report.block(result, link))
     else:
-        readme.write_text(report.replace_block(readme.read_text(), result, link))
+        into.write_text(report.replace_block(into.read_text(), result, link))
 
 
 def main() -> None:

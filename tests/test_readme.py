@@ -1,8 +1,9 @@
-"""The README says what the committed results say, and names commands and files that exist."""
+"""README and RESULTS.md say what the committed results say, and name commands and files that exist."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from pipelines.timeseries import TIMESERIES
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "benchmarks" / "results"
+TABLES = (ROOT / "benchmarks" / "RESULTS.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["demo_cpu", "umaydis_h100"])
@@ -22,7 +24,36 @@ def test_bits_per_base(name: str) -> None:
     total = evaluation["rows"][0]
     orders = evaluation["markov"]["bits_per_base_by_order"]
     for bits in (total["model"], total["markov"], orders[3], orders[8]):
-        assert f"{bits:.4f}" in README
+        assert f"{bits:.4f}" in TABLES
+
+
+def test_what_is_put_first() -> None:
+    """The README's table of numbers against the results that they are of."""
+    numbers = README[README.index("## Numbers") : README.index("## Limits")]
+
+    def result(name: str) -> Any:
+        return json.loads((RESULTS / f"{name}.json").read_text())
+
+    genes = {
+        (row["task"], row["start"], row["labels"]): row["test"] for row in result("umaydis_annotation_h200")["rows"]
+    }
+    bases = {one["name"]: one["f1"] for one in genes["bases", "causal", 1.0]["classes"]}
+    hidden = result("umaydis_masked_h200")["variants"]["symmetric"]["tests"]["0.15"]["rows"][0]["bits"]
+    voice = result("prompts_h200")["evaluation"]["rows"][0]
+    for value, digits in (
+        (hidden["model"], 4),
+        (hidden["two-sided"], 4),
+        (genes["windows", "causal", 1.0]["all"]["auc"], 3),
+        (genes["windows", "causal", 0.01]["all"]["auc"], 3),
+        (genes["windows", "scratch", 0.01]["all"]["auc"], 3),
+        (genes["context", "causal", 1.0]["all"]["auc"], 3),
+        (bases["CDS"], 3),
+        (bases["intron"], 3),
+        (voice["model"], 3),
+        (voice["linear"], 3),
+        (voice["context"], 3),
+    ):
+        assert f"{value:.{digits}f}".lstrip("0") in numbers, value
 
 
 def test_the_table_of_the_demo() -> None:
@@ -34,16 +65,16 @@ def test_the_table_of_the_demo() -> None:
 def test_cpu_speed() -> None:
     result = json.loads((RESULTS / "cpu.json").read_text())
     for row in result["rows"]:
-        assert f"{row['serpentine_tokens_per_second']:,}" in README
-        assert f"{row['ratio']:.2f}" in README
+        assert f"{row['serpentine_tokens_per_second']:,}" in TABLES
+        assert f"{row['ratio']:.2f}" in TABLES
 
 
 def test_kernel_tables() -> None:
     """Every kernels_<gpu>.json has its block, made from it; no block stands without its file."""
     results = {path.stem: path for path in RESULTS.glob("kernels_*.json")}
-    assert set(re.findall(r"<!-- (kernels_\w+) -->", README)) == results.keys()
+    assert set(re.findall(r"<!-- (kernels_\w+) -->", TABLES)) == results.keys()
     for path in results.values():
-        assert report.block(json.loads(path.read_text()), f"benchmarks/results/{path.name}") in README, path.name
+        assert report.block(json.loads(path.read_text()), f"results/{path.name}") in TABLES, path.name
 
 
 def test_results_say_where_and_from_what() -> None:
@@ -68,10 +99,17 @@ def test_every_command_is_shown_and_none_that_there_is_not() -> None:
 def test_no_placeholder_is_left() -> None:
     pattern = r"@[A-Z0-9_]+@|\b(?:TODO|TBD|FIXME|XXX)\b|\?\?"
     assert re.findall(pattern, "lost @SP500@ bits, TBD") == ["@SP500@", "TBD"]
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "NOTES.md"):
+    notes = ROOT / "benchmarks" / "NOTES.md", ROOT / "benchmarks" / "RESULTS.md"
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *notes):
         assert re.findall(pattern, path.read_text()) == [], path.name
 
 
 def test_links_exist() -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for folder, text in ((ROOT, README), (ROOT / "benchmarks", TABLES)):
+        for link in re.findall(r"\]\(([^)#]+)\)", text):
+            assert (folder / link).exists(), link
+
+
+def test_every_result_is_spoken_of() -> None:
+    linked = set(re.findall(r"results/([\w.-]+\.json)", README + TABLES))
+    assert {path.name for path in RESULTS.glob("*.json")} <= linked
