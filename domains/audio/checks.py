@@ -4,6 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Protocol
 
+from domains.words import counted
+
 
 class Labelled(Protocol):
     """A clip, as far as it matters here."""
@@ -24,7 +26,9 @@ def label_notes(clips: Sequence[Labelled]) -> list[str]:
     if alone := sorted(label for label, count in labels.items() if count == 1):
         lines.append(f"one clip alone has the label {_some(alone)}: too few to learn from and to test on")
     if missing := len(clips) - labels.total():
-        lines.append(f"{missing:,} clip{'s have' if missing > 1 else ' has'} no label: left out of classification")
+        lines.append(
+            f"{counted(missing, 'clip')} {'has' if missing == 1 else 'have'} no label: left out of classification"
+        )
     return lines + _group_notes(clips)
 
 

@@ -10,6 +10,7 @@ from domains.audio.metrics import Difference, Naming
 from domains.audio.naming import MODEL, class_lines, compare_all
 from domains.errors import UserError
 from domains.tables import aligned
+from domains.words import counted
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Pooled:
             rows.append([name, *(f"{mean:.3f}" for mean in means), each, *shown])
         both = self.together
         rows.append(["seeds together", f"{both.accuracy:.3f}", f"{both.balanced_accuracy:.3f}", "", "", ""])
-        title = f"{len(self.names):,} clips of {len(set(self.groups)):,} groups, each named by models without its group"
+        clips = f"{counted(len(self.names), 'clip')} of {counted(len(set(self.groups)), 'group')}"
+        title = f"{clips}, each named by models without its group"
         single = {name: self.together if name == MODEL else runs[0] for name, runs in self.methods.items()}
         return "\n".join([title, "", *aligned(rows), *class_lines(single)])
 

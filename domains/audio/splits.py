@@ -19,6 +19,7 @@ from domains.audio.config import DataConfig
 from domains.audio.prepare import Clip
 from domains.audio.store import AudioStore
 from domains.errors import UserError
+from domains.words import counted
 
 _HELD_OUT = ("test", "validation")
 
@@ -131,7 +132,7 @@ def _usable(store: AudioStore, labelled: bool) -> list[Clip]:
     many = {label for label, count in counts.items() if count > 1}
     if len(many) < 2:
         raise UserError(
-            f"{store.source_name}: has {len(many)} label{'' if len(many) == 1 else 's'} of two clips or more, and "
+            f"{store.source_name}: has {counted(len(many), 'label')} of two clips or more, and "
             "nothing can be told apart; name folders after labels, or give a table with a column label"
         )
     return [clip for clip in store.clips if clip.label in many]
@@ -197,7 +198,7 @@ def _note(by: str, parts: dict[str, list[str]], units: dict[str, str], grouped: 
     for part, names in parts.items():
         groups = sorted({units[name] for name in names})
         of = f" of {', '.join(groups) if len(groups) <= 4 else f'{len(groups):,} groups'}" if grouped else ""
-        said.append(f"{part} {len(names):,} clip{'s' if len(names) > 1 else ''}{of}")
+        said.append(f"{part} {counted(len(names), 'clip')}{of}")
     return f"split by {by}: {'; '.join(said)}"
 
 

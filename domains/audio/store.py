@@ -27,6 +27,7 @@ from domains.config import check_range
 from domains.errors import UserError
 from domains.files import file_sha256, sweep_partials
 from domains.store_folder import META, build_store, find_by_key, store_key
+from domains.words import counted
 
 _SHOWN = 5  # names in a line for people
 _CLIPPED = 1e-3  # share of samples at full scale from which a clip is called clipped
@@ -131,20 +132,20 @@ class AudioStore:
 
     def summary(self) -> str:
         """One line about the clips, for people."""
-        count = f"{len(self):,} clip{'s' if len(self) > 1 else ''}"
+        count = counted(len(self), "clip")
         lengths = np.array([clip.length for clip in self.clips]) / self.rate
         span = f"{lengths.min():.2f} to {lengths.max():.2f} s" if len(self) > 1 else ""
         said = [count, f"{lengths.sum():,.1f} s at {self.rate:,} Hz{span and f' ({span})'}"]
         for noun, known in (("label", self.labels), ("group", self.groups)):
             if known:
-                said.append(f"{len(known):,} {noun}{'s' if len(known) > 1 else ''}")
+                said.append(counted(len(known), noun))
         return ", ".join(said)
 
     def notes(self) -> list[str]:
         """What was kept aside and what should make one think twice, a line each."""
         lines = []
         for reason, count in self.rejects.items():
-            lines.append(f"{count:,} file{'s' if count > 1 else ''} kept aside: {reason} (see {self.path / REJECTS})")
+            lines.append(f"{counted(count, 'file')} kept aside: {reason} (see {self.path / REJECTS})")
         if clipped := sorted((c for c in self.clips if c.full_scale >= _CLIPPED), key=lambda c: -c.full_scale):
             worst = f"up to {clipped[0].full_scale:.2%} of the samples at full scale"
             lines.append(f"{len(clipped):,} clipped, {worst} ({_some([clip.name for clip in clipped])})")

@@ -30,6 +30,7 @@ from domains.genomics.store import GenomeStore
 from domains.hardware import choose_device
 from domains.manifest import Manifest, Plan, make_entry
 from domains.shards import Shard
+from domains.words import counted
 from mamba_core import CausalLM, MaskedLM
 
 KINDS = ("window", "base", "region")
@@ -62,9 +63,9 @@ class Embedding:
     def summary(self) -> str:
         """One line, for people."""
         whose = f"shard {self.shard.index} of {self.shard.count}: " if self.shard else ""
-        before = f", {len(self.skipped)} parts done before" if self.skipped else ""
-        left = f"; {self.missing} parts left to other shards" if self.missing else ""
-        return f"{whose}{self.rows:,} rows of {self.width} numbers{before}{left}"
+        before = f", {counted(len(self.skipped), 'part')} done before" if self.skipped else ""
+        left = f"; {counted(self.missing, 'part')} left to other shards" if self.missing else ""
+        return f"{whose}{counted(self.rows, 'row')} of {self.width} numbers{before}{left}"
 
 
 class Stretch(NamedTuple):

@@ -21,6 +21,7 @@ from domains.genomics.stream import stream_log_probs
 from domains.genomics.tokens import reverse_complement
 from domains.hardware import choose_device, describe_hardware
 from domains.tables import aligned
+from domains.words import counted
 
 
 class Row(NamedTuple):
@@ -189,7 +190,7 @@ def name_regions(source: str, regions: Sequence[Region], whole: bool, note: str 
     if len(regions) <= 4:
         names = ", ".join(f"{region.contig}:{region.start}-{region.stop}" for region in regions)
     else:
-        names = f"{len(regions)} contigs"
+        names = counted(len(regions), "contig")
     part = "test regions" if whole else "start of the test regions"
     return f"{source} {names} ({part}, {bases:,} bases{note})"
 

@@ -12,6 +12,7 @@ from domains.config import check_range
 from domains.errors import UserError
 from domains.genomics.config import DataConfig
 from domains.genomics.store import Contig, GenomeStore
+from domains.words import counted
 
 
 class Region(NamedTuple):
@@ -208,18 +209,14 @@ def _note(store: GenomeStore, how: str, parts: dict[str, list[Region]], window: 
         share = sum(region.length for region in parts[part]) / total
         said.append(f"{part} {share:.1%} ({_names(store, parts[part])})")
     if short := [region for region in parts["train"] if region.length < window]:
-        said.append(f"{_count(len(short))} shorter than the window unused in training")
+        said.append(f"{counted(len(short), 'contig')} shorter than the window unused in training")
     return f"split into {how}: {'; '.join(said)}"
 
 
 def _names(store: GenomeStore, regions: list[Region]) -> str:
     if len(regions) > 4:
-        return _count(len(regions))
+        return counted(len(regions), "contig")
     cut = [region.length < store.contig(region.contig).length for region in regions]
     return ", ".join(
         f"{r.contig}:{r.start}-{r.stop}" if part else r.contig for r, part in zip(regions, cut, strict=True)
     )
-
-
-def _count(contigs: int) -> str:
-    return f"{contigs:,} contig{'s' if contigs > 1 else ''}"

@@ -32,6 +32,7 @@ from domains.timeseries.store import SeriesStore
 from domains.timeseries.stream import forecasts, walk_series
 from domains.timeseries.table import lines_of
 from domains.timeseries.trained import LoadedModel, ModelRecord, load_model
+from domains.words import counted
 
 MODEL, CALIBRATED, SHIPPED = "model", "model, calibrated", "model, as forecast"
 _EVER = int(np.iinfo(np.int64).min)
@@ -122,8 +123,8 @@ def evaluate(
     count = len(outcomes.series)
     some = f"{len(kept):,} of " if len(kept) < len(store) else ""
     note = (
-        f"{count:,} cut-off{'s' if count > 1 else ''} of {some}{len(store):,} series from {splits.to_dict()['test']}, "
-        f"{walk.horizon} step{'s' if walk.horizon > 1 else ''} ahead"
+        f"{counted(count, 'cut-off')} of {some}{len(store):,} series from {splits.to_dict()['test']}, "
+        f"{counted(walk.horizon, 'step')} ahead"
     )
     if config.refit_every is not None:
         note += f", {'all' if config.refit_model else 'baselines'} fitted anew every {config.refit_every:,} cut-offs"

@@ -14,6 +14,7 @@ from domains.config import MANY, check_range
 from domains.errors import UserError
 from domains.timeseries.config import DataConfig
 from domains.timeseries.store import SeriesStore
+from domains.words import counted
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Splits:
         """One line about the parts."""
         return (
             f"validation from {for_people(self.validation)}, test from {for_people(self.test)}; "
-            f"{self.horizon} step{'s' if self.horizon > 1 else ''} ahead"
+            f"{counted(self.horizon, 'step')} ahead"
         )
 
 

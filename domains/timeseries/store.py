@@ -29,6 +29,7 @@ from domains.timeseries.history import KINDS, History
 from domains.timeseries.io import Table, find_files, open_table
 from domains.timeseries.prepare import REJECTS, write_store
 from domains.timeseries.sample import sample_series
+from domains.words import counted
 
 _SHOWN = 5  # names in a line for people
 
@@ -158,7 +159,7 @@ class SeriesStore:
             if reason in by_reason:
                 lines.append(f"{count:,} series kept aside: {reason} ({_some(by_reason[reason])})")
             elif reason == EMPTY_FILE:
-                lines.append(f"{count:,} empty file{'s' if count > 1 else ''} passed over (see {self.path / REJECTS})")
+                lines.append(f"{counted(count, 'empty file')} passed over (see {self.path / REJECTS})")
             elif reason == UNSORTED:
                 lines.append(f"{count:,} {reason}")
             else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from domains.audio.config import EvaluateConfig, GenerateConfig, PredictConfig, SourceConfig, TrainConfig
 from domains.errors import UserError
+from domains.words import counted
 from pipelines.audio.roots import EvaluateRoot, GenerateRoot, PredictRoot, PrepareRoot, TrainRoot, WhereConfig
 from pipelines.cli import Invocation, Outcome
 from pipelines.commands import Training, evaluate_command, import_command, train_command
@@ -78,8 +79,8 @@ def predict(root: PredictRoot, invocation: Invocation) -> Outcome:
     done = prediction.predict(place.folder, source, out, narrow(PredictConfig, root), device=root.device)
     before = f", {len(done.skipped):,} done before" if done.skipped else ""
     lines = [
-        f"labels: {done.out} ({len(done.written):,} recordings{before}; "
-        f"in all {done.sounds:,} sounds in {done.seconds:,.1f} s)"
+        f"labels: {done.out} ({counted(len(done.written), 'recording')}{before}; "
+        f"in all {counted(done.sounds, 'sound')} in {done.seconds:,.1f} s)"
     ]
     for reason, count in sorted(done.rejects.items()):
         lines.append(f"  {count:,} kept aside: {reason} (see {out / prediction.REJECTS})")

@@ -92,7 +92,7 @@ def test_the_commands_say_what_they_made_and_what_comes_next(whole: Path) -> Non
     ]
     rows = list(csv.DictReader((whole / "labels" / "labels-00000.csv").read_text().splitlines()))
     assert told(whole, 3) == [
-        f"labels: labels (1 recordings; in all {len(rows)} sounds in 2.4 s)",
+        f"labels: labels (1 recording; in all {len(rows)} sounds in 2.4 s)",
         "next: read labels/labels-*.csv",
     ]
     assert {row["label"] for row in rows} <= {"hiss", "hum"}

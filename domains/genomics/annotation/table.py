@@ -20,6 +20,7 @@ from domains.genomics.contig_names import check_contigs
 from domains.genomics.io import check_readable, open_watched
 from domains.genomics.store import GenomeStore
 from domains.store_folder import META, build_store, find_by_key, store_key
+from domains.words import counted
 
 FORMAT = 1  # raise it when the same file would give another table
 _FEATURES = "features.npy"
@@ -170,7 +171,7 @@ class FeatureTable:
     def summary(self) -> str:
         """One line for people."""
         shown = ", ".join(f"{count:,} {name}" for name, count in self.counts().most_common(5))
-        return f"{self.format}, {len(self):,} features on {len(self.contigs):,} contigs: {shown}"
+        return f"{self.format}, {counted(len(self), 'feature')} on {counted(len(self.contigs), 'contig')}: {shown}"
 
 
 def read_annotation(path: Path | str, progress: bool = False) -> FeatureTable:

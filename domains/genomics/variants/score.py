@@ -44,6 +44,7 @@ from domains.genomics.variants.vcf import (
 )
 from domains.hardware import choose_device
 from domains.manifest import Manifest, Plan, disk_errors, open_manifest
+from domains.words import counted
 from mamba_core import MaskedLM
 
 SHARD = 2048  # records between two savings, in a file below 128 MiB
@@ -85,7 +86,7 @@ class Scores:
         """One line."""
         total = sum(self.scored.values())
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.scored.items()))
-        text = f"{total:,} alleles of {self.records:,} records{f': {kinds}' if kinds else ''}"
+        text = f"{counted(total, 'allele')} of {counted(self.records, 'record')}{f': {kinds}' if kinds else ''}"
         if self.unscored:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.unscored.items()))
             text += f"; without a score: {reasons}"
