@@ -90,7 +90,10 @@ class DivisionConfig:
 
 @dataclass
 class PredictConfig(DivisionConfig):
-    """Per-base log-likelihood of every contig of a genome."""
+    """Per-base log-likelihood of every contig of a genome, or what a model of annotation says of it.
+
+    The latter takes ``tracks``, ``block`` and who does the job; none of them changes what it says.
+    """
 
     both_strands: bool = False
     chunk: int = 16384  # bases per call; does not change the result

@@ -20,6 +20,7 @@ from domains.genomics.config import DivisionConfig
 from domains.genomics.parts import Part
 from domains.manifest import Manifest, Plan, disk_errors, open_manifest
 from domains.shards import Shard, choose_shard, share_out
+from domains.words import counted
 
 Work = Callable[[Part, Path, Progress], dict[str, Any]]
 """Does a part: (part, folder for what is unfinished, where to report bases done) -> its entry in the manifest."""
@@ -70,6 +71,13 @@ class Ran:
     skipped: list[str] = field(default_factory=list)
     missing: int = 0
     shard: Shard | None = None
+
+    def in_words(self, unit: str) -> str:
+        """What this process did, for people; ``unit`` is what a part is called."""
+        whose = f"shard {self.shard.index} of {self.shard.count}: " if self.shard else ""
+        before = f", {len(self.skipped):,} done before" if self.skipped else ""
+        left = f"; {self.missing:,} left to other shards" if self.missing else ""
+        return f"{whose}{counted(len(self.written), unit)}{before}{left}"
 
 
 def run_parts(run: Run, how: DivisionConfig, *, progress: bool = True) -> Ran:

@@ -7,11 +7,12 @@ Ray, and a run that goes on where another was killed.
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 
+from domains.files import file_stem
 from domains.genomics.store import Contig, GenomeStore
 
 FEW = 1000  # contigs; up to so many, each has files of its own
@@ -62,11 +63,12 @@ class Piece(NamedTuple):
         return self.stop - self.start
 
 
-def plan_parts(store: GenomeStore, block: int | None = None) -> list[Part]:
+def plan_parts(store: GenomeStore, block: int | None = None, least: int = 1) -> list[Part]:
     """The parts of a genome, in its order.
 
     Each contig is a part; in a genome of more than FEW, runs of contigs shorter than GROUP are, so that a million
-    contigs do not become a million files. With ``block``, contigs longer than that are cut at its multiples.
+    contigs do not become a million files. With ``block``, contigs longer than that are cut at its multiples, but not
+    less than ``least`` bases before their end.
     """
     small = min(GROUP, block or GROUP) if len(store.contigs) > FEW else 0
     parts: list[Part] = []
@@ -82,7 +84,7 @@ def plan_parts(store: GenomeStore, block: int | None = None) -> list[Part]:
             parts.append(_group(store, run))
             run, size = [], 0
         if contig.length >= small:
-            parts += _blocks(contig, number, block or contig.length)
+            parts += _blocks(contig, number, block or contig.length, least)
     if run:
         parts.append(_group(store, run))
     return _apart(parts)
@@ -125,20 +127,17 @@ def reader(store: GenomeStore, piece: Piece) -> Reader:
     return read
 
 
-def file_stem(contig: str) -> str:
-    """File name for a contig: its name, with what file systems do not like percent-encoded and what is long hashed."""
-    stem = quote(contig, safe=" ()[],;=+@#")
-    if stem.startswith("."):
-        stem = f"%2E{stem[1:]}"
-    return stem if len(stem) <= 120 else f"{stem[:100]}-{_hash(contig)}"
+def unit_of(parts: list[Part], store: GenomeStore) -> str:
+    """What the parts are: ``contig``, or ``part`` where contigs are cut or share files."""
+    return "contig" if [part.name for part in parts] == store.names else "part"
 
 
-def _blocks(contig: Contig, number: int, block: int) -> list[Part]:
+def _blocks(contig: Contig, number: int, block: int, least: int) -> list[Part]:
     stem = file_stem(contig.name)
     found = []
-    for start in range(0, contig.length, block):
-        stop = min(start + block, contig.length)
-        whole = contig.length <= block
+    borders = [*range(0, max(contig.length - least + 1, 1), block), contig.length]
+    for start, stop in pairwise(borders):
+        whole = len(borders) == 2
         found.append(
             Part(
                 name=contig.name if whole else f"{contig.name}:{start}-{stop}",

@@ -28,11 +28,11 @@ from domains.genomics.metrics import BitsPerBase
 from domains.genomics.model import LoadedModel, load_model
 from domains.genomics.part_runner import Run, Work, check_division, run_parts
 from domains.genomics.part_scores import CausalScores
-from domains.genomics.parts import Part, pieces, plan_parts
+from domains.genomics.parts import Part, pieces, plan_parts, unit_of
 from domains.genomics.score_tables import ROWS, ScoreTables
 from domains.genomics.spool import Spool
 from domains.genomics.store import GenomeStore
-from domains.genomics.tracks import Table, check_bigwig, write_bigwig
+from domains.genomics.tracks import add_bigwig, check_bigwig, column_of
 from domains.hardware import choose_device
 from domains.manifest import Manifest, Plan, make_entry
 from domains.shards import Shard
@@ -54,7 +54,7 @@ class Prediction:
         missing: parts that are left to other shards; the last of them finishes the folder.
         shard: of this process; None when it had all parts.
         bits_per_base: over all known bases of the parts that are done; with both strands the mean of the two.
-        unit: what the parts are: contigs, or parts when contigs are cut or share files.
+        did: what this process did, in words.
         notes: what the user should know, a line each.
     """
 
@@ -65,15 +65,12 @@ class Prediction:
     skipped: list[str] = field(default_factory=list)
     missing: int = 0
     shard: Shard | None = None
-    unit: str = "contigs"
+    did: str = ""
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """One line, for people."""
-        whose = f"shard {self.shard.index} of {self.shard.count}: " if self.shard else ""
-        before = f", {len(self.skipped)} done before" if self.skipped else ""
-        left = f"; {self.missing} left to other shards" if self.missing else ""
-        return f"{whose}{len(self.written)} {self.unit}{before}{left}; {self.bits_per_base:.4f} bits per base"
+        return f"{self.did}; {self.bits_per_base:.4f} bits per base"
 
 
 def predict(
@@ -134,7 +131,7 @@ def predict(
         skipped=ran.skipped,
         missing=ran.missing,
         shard=ran.shard,
-        unit="contigs" if [part.name for part in parts] == store.names else "parts",
+        did=ran.in_words(unit_of(parts, store)),
         notes=_notes(loaded, store, config),
     )
 
@@ -265,19 +262,19 @@ def _plan(loaded: LoadedModel, store: GenomeStore, config: PredictConfig, settin
 
 def _finish(store: GenomeStore, parts: list[Part], config: PredictConfig, manifest: Manifest) -> None:
     """The track of the whole genome."""
-    if "bigwig" not in config.tracks or manifest.has_whole(BIGWIG):
-        return
-    tables = [Table(part, manifest.out / manifest.parts[part.name]["parquet"]) for part in parts]
-    if values := write_bigwig(manifest.out / BIGWIG, store, tables, manifest.progress):
-        manifest.record_whole(BIGWIG, {"values": values})
+    if "bigwig" in config.tracks:
+        tables = [manifest.out / manifest.parts[part.name]["parquet"] for part in parts]
+        add_bigwig(manifest, BIGWIG, store, column_of(tables, "log_likelihood"))
 
 
 def _notes(loaded: LoadedModel, store: GenomeStore, config: PredictConfig) -> list[str]:
-    rings = [contig.name for contig in store.contigs if contig.circular]
-    if not rings or config.warmup or isinstance(loaded.model, MaskedLM):
+    if config.warmup or isinstance(loaded.model, MaskedLM):
         return []
-    shown = f"{rings[0]}{', ...' if len(rings) > 1 else ''}"
-    return [
-        f"{store.source_name}: circular contigs ({shown}) are read as linear ones; with warmup=65536 the bases before "
-        "their start are those of their end"
-    ]
+    return circular_note(store, "; with warmup=65536 the bases before their start are those of their end")
+
+
+def circular_note(store: GenomeStore, remedy: str = "") -> list[str]:
+    """A line for people where circular contigs are read as linear ones; none where there are none."""
+    rings = [contig.name for contig in store.contigs if contig.circular]
+    shown = f"{rings[0]}{', ...' if len(rings) > 1 else ''}" if rings else ""
+    return [f"{store.source_name}: circular contigs ({shown}) are read as linear ones{remedy}"] if rings else []

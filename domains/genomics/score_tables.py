@@ -2,12 +2,13 @@
 
 import gzip
 import json
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from domains.genomics.parts import Part
-from domains.genomics.store import LOWER_BIT, TOKEN_BITS, GenomeStore
+from domains.genomics.store import LOWER_BIT, TOKEN_BITS, Contig, GenomeStore
 from domains.genomics.tokens import A
 
 ROWS = 1 << 17  # of a Parquet row group, so that files do not depend on the chunk
@@ -46,7 +47,7 @@ class ScoreTables:
         self._store = store
         self._part = part
         self._contigs = [store.contigs[number] for number in part.contigs]
-        self._offsets = np.array([contig.offset for contig in self._contigs])
+        self._offsets = store.offsets[part.contigs.start : part.contigs.stop]
         scores = ["log_likelihood"]
         if both_strands:
             scores += ["log_likelihood_forward", "log_likelihood_reverse"]
@@ -58,8 +59,7 @@ class ScoreTables:
         self._masked = store.has_soft_mask
         self._schema = pa.schema(fields, metadata={"serpentine": json.dumps(origin)})
         self._parquet = pa.parquet.ParquetWriter(parquet, self._schema, compression="zstd")
-        # No time stamp and no name in the gzip header: the same scores give the same bytes.
-        self._gzip = bedgraph and gzip.GzipFile(filename="", mode="wb", fileobj=bedgraph, compresslevel=4, mtime=0)
+        self._gzip = bedgraph and open_gzip(bedgraph)
         self._csv = pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
 
     def __enter__(self) -> "ScoreTables":
@@ -82,7 +82,7 @@ class ScoreTables:
         at = np.arange(self._part.start + start, self._part.start + start + len(score))
         stored = self._store.raw[at[0] : at[-1] + 1]
         number = np.searchsorted(self._offsets, at, side="right") - 1
-        contig = self._names(number)
+        contig = contig_column(self._contigs, number)
         position = at - self._offsets[number]
         columns = [
             contig,
@@ -97,12 +97,6 @@ class ScoreTables:
             known = ~np.isnan(score)
             self._write_bedgraph(contig.filter(pa.array(known)), position[known], score[known])
 
-    def _names(self, number: np.ndarray) -> Any:
-        """The contigs that these rows are of."""
-        first = int(number[0])
-        names = [contig.name for contig in self._contigs[first : int(number[-1]) + 1]]
-        return self._pa.DictionaryArray.from_arrays((number - first).astype(np.int32), names)
-
     def _write_bedgraph(self, contig: Any, position: np.ndarray, score: np.ndarray) -> None:
         pa = self._pa
         columns = {
@@ -112,3 +106,17 @@ class ScoreTables:
             "score": np.round(score, 4),
         }
         pa.csv.write_csv(pa.table(columns), self._gzip, self._csv)
+
+
+def contig_column(contigs: Sequence[Contig], number: np.ndarray) -> Any:
+    """Names of contigs, as a column: ``number`` says of each row which it is of, ascending, int64 (n,), n > 0."""
+    import pyarrow as pa
+
+    first = int(number[0])
+    names = [contig.name for contig in contigs[first : int(number[-1]) + 1]]
+    return pa.DictionaryArray.from_arrays((number - first).astype(np.int32), names)
+
+
+def open_gzip(file: BinaryIO) -> gzip.GzipFile:
+    """A file to compress into. No time stamp and no name in its header: the same content gives the same bytes."""
+    return gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=4, mtime=0)

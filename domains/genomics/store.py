@@ -9,6 +9,7 @@ genome may have a million contigs.
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,6 +21,7 @@ from domains.genomics.contig_names import suggest_contig
 from domains.genomics.io import Record, check_readable, open_watched, read_records
 from domains.genomics.tokens import LETTER_TO_TOKEN, C, G, N
 from domains.store_folder import META, build_store, find_by_key, store_key
+from domains.words import counted
 
 _BLOCK = 1 << 22  # bases worked on at a time
 _SUFFIXES = {".gz", ".bgz", ".fa", ".fasta", ".fna", ".ffn", ".fas", ".fsa", ".gb", ".gbk", ".gbff", ".genbank"}
@@ -109,6 +111,11 @@ class GenomeStore:
     def names(self) -> list[str]:
         return [contig.name for contig in self.contigs]
 
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """Where each contig begins in ``raw``, int64 (contigs,)."""
+        return np.array([contig.offset for contig in self.contigs], dtype=np.int64)
+
     @property
     def total(self) -> int:
         """Bases of all contigs, N included."""
@@ -154,10 +161,10 @@ class GenomeStore:
         known = max(self.total - unknown, 1)
         gc, lower = (sum(getattr(contig, kind) for contig in self.contigs) / known for kind in ("gc", "lower"))
         mask = f"{lower:.1%} repeat-masked" if self.has_soft_mask else "no repeat mask"
-        contigs = f"{len(self.contigs):,} contig{'s' if len(self.contigs) > 1 else ''}"
+        contigs = counted(len(self.contigs), "contig")
         circular = sum(contig.circular for contig in self.contigs)
         rings = f", {circular:,} circular" if circular else ""
-        return f"{contigs}{rings}, {self.total:,} bases, {gc:.1%} GC, {unknown / self.total:.2%} N, {mask}"
+        return f"{contigs}{rings}, {counted(self.total, 'base')}, {gc:.1%} GC, {unknown / self.total:.2%} N, {mask}"
 
     def _read(self, contig: str, start: int, stop: int | None) -> np.ndarray:
         found = self.contig(contig)

@@ -3,43 +3,49 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from domains.errors import UserError
-from domains.genomics.parts import Part
 from domains.genomics.store import Contig, GenomeStore
+from domains.manifest import Manifest
 
 MOST_CONTIGS = 20_000  # each takes the writer several milliseconds, however short it is
 _BYTES = 10  # of the finished file for each value; 6.6 measured on values without pattern, zoom levels included
 _BLOCK = 1 << 17  # values at a time
 
 
-class Table(NamedTuple):
-    """Where the scores of a part are."""
+def add_bigwig(manifest: Manifest, file: str, store: GenomeStore, values: Iterable[np.ndarray]) -> None:
+    """Make a bigWig of all parts of a folder of results, unless it is there; ``values`` as of :func:`write_bigwig`."""
+    if manifest.has_whole(file):
+        return
+    if known := write_bigwig(manifest.out / file, store, values, manifest.progress):
+        manifest.record_whole(file, {"values": known})
 
-    part: Part
-    path: Path  # Parquet, a row for each base of the part
+
+def column_of(tables: Iterable[Path], column: str) -> Iterator[np.ndarray]:
+    """A column of Parquet files that follow each other, float32 (n,) at a time, NaN for null."""
+    import pyarrow.parquet as pq
+
+    for path in tables:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=_BLOCK, columns=[column]):
+            yield batch.column(0).to_numpy(zero_copy_only=False)
 
 
-def write_bigwig(
-    path: Path, store: GenomeStore, tables: Sequence[Table], scratch: Path, column: str = "log_likelihood"
-) -> int:
+def write_bigwig(path: Path, store: GenomeStore, values: Iterable[np.ndarray], scratch: Path) -> int:
     """Write a value for each base that has one, as bigWig; the file appears whole or not at all.
 
-    Values are float32, not rounded. Contigs stand in the order of their names' bytes, whatever the genome's: readers
-    look names up in a tree that is sorted so (UCSC's format; bedGraphToBigWig wants the same). Contigs without a value
-    are not in it.
+    Values are float32, not rounded; neighbours that are equal share a row. Contigs stand in the order of their names'
+    bytes, whatever the genome's: readers look names up in a tree that is sorted so (UCSC's format; bedGraphToBigWig
+    wants the same). Contigs without a value are not in it.
 
     Args:
         path: the file.
         store: the genome.
-        tables: all its parts.
+        values: of all bases in the order of the genome, float32 (n,) at a time, NaN where a base has none.
         scratch: a folder on the same disk, for what is not finished.
-        column: of the tables; null where a base has no value.
 
     Returns:
         how many bases have a value; without any, no file is written, for bigWig knows no empty ones.
@@ -48,12 +54,12 @@ def write_bigwig(
         UserError: there is no room for it.
     """
     with tempfile.TemporaryFile(dir=scratch) as file:
-        values, known = _gather(file.fileno(), store, tables, column)
+        gathered, known = _gather(file.fileno(), store, values)
         if not known:
             return 0
         _check_room(path, known)
         contigs = sorted(store.contigs, key=lambda contig: contig.name.encode())
-        rows = _Rows(values, contigs)
+        rows = _Rows(gathered, contigs)
         temporary = scratch / path.name  # the writer opens the file itself, and wants its ending
         try:
             _write(temporary, contigs, rows)
@@ -74,7 +80,7 @@ def check_bigwig(store: GenomeStore) -> None:
 
 
 class _Rows:
-    """(contig, start, end, value) of each base with a value, and what went wrong on the way."""
+    """(contig, start, end, value) of each run of bases with equal values, and what went wrong on the way."""
 
     def __init__(self, values: np.ndarray, contigs: Sequence[Contig]) -> None:
         self._values = values
@@ -86,10 +92,12 @@ class _Rows:
             for name, offset, length, *_ in self._contigs:
                 for start in range(0, length, _BLOCK):
                     block = self._values[offset + start : offset + min(start + _BLOCK, length)]
-                    at = np.flatnonzero(~np.isnan(block))
-                    first = (at + start).tolist()
-                    last = (at + (start + 1)).tolist()
-                    yield from zip([name] * len(at), first, last, block[at].tolist(), strict=True)
+                    begins = np.flatnonzero(np.concatenate([[True], block[1:] != block[:-1]]))
+                    ends = np.append(begins[1:], len(block))
+                    known = ~np.isnan(block[begins])
+                    begins, ends = begins[known], ends[known]
+                    first, last = (begins + start).tolist(), (ends + start).tolist()
+                    yield from zip([name] * len(begins), first, last, block[begins].tolist(), strict=True)
         except GeneratorExit:  # the writer has what it wants
             raise
         except BaseException as error:
@@ -111,24 +119,20 @@ def _write(path: Path, contigs: Sequence[Contig], rows: _Rows) -> None:
         raise rows.error
 
 
-def _gather(file: int, store: GenomeStore, tables: Sequence[Table], column: str) -> tuple[np.ndarray, int]:
-    """All values as float32 by position of ``store.raw``, NaN for null, in a file; and how many are there.
+def _gather(file: int, store: GenomeStore, values: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
+    """All values as float32 by position of ``store.raw``, NaN where there is none, in a file; and how many there are.
 
-    In a file, for contigs are wanted in another order than that of the tables.
+    In a file, for contigs are wanted in another order than that of the genome.
     """
-    import pyarrow.parquet as pq
-
     os.truncate(file, 4 * store.total)
-    values = np.memmap(os.fdopen(os.dup(file), "r+b"), np.float32, "r+", shape=(store.total,))
-    known = 0
-    for part, path in tables:
-        at = part.start
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=_BLOCK, columns=[column]):
-            found = batch.column(0).to_numpy(zero_copy_only=False)
-            values[at : at + len(found)] = found
-            known += int(np.count_nonzero(~np.isnan(found)))
-            at += len(found)
-    return values, known
+    gathered = np.memmap(os.fdopen(os.dup(file), "r+b"), np.float32, "r+", shape=(store.total,))
+    at = known = 0
+    for found in values:
+        gathered[at : at + len(found)] = found
+        known += int(np.count_nonzero(~np.isnan(found)))
+        at += len(found)
+    assert at == store.total, f"{at} values of {store.total} bases"
+    return gathered, known
 
 
 def _check_room(path: Path, known: int) -> None:

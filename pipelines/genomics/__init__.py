@@ -118,7 +118,8 @@ GENOMICS = Domain(
             "interruption. Beyond 1,000 contigs small ones share files. The work may be divided: over shards, such as "
             "the tasks of a SLURM array, of which the last to end completes the folder, or over a Ray cluster; the "
             "files are the same to the byte. A shard is made of whole contigs, unless block cuts them. A masked model "
-            "reads windows with a halo, and the manifest says how far a wider halo would move its scores.",
+            "reads windows with a halo, and the manifest says how far a wider halo would move its scores. A model of "
+            "annotation gives probabilities of windows or of bases, with tracks of each, and blocks change none.",
             options=(
                 MODEL,
                 _FASTA,

@@ -4,12 +4,10 @@ What is slow to import is imported where it is used, so that a mistake in the co
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domains.genomics.annotation.pretrained import KINDS as KINDS  # of task.kind
 from domains.genomics.config import DataConfig, EvaluateConfig
-from pipelines.cli import Outcome
 from pipelines.genomics.roots import TrainingSource
 
 if TYPE_CHECKING:
@@ -38,18 +36,6 @@ def draw(found: "Evaluation") -> "dict[str, Figure]":
     from pipelines.genomics.annotation_report import draw_evaluation
 
     return draw_evaluation(found)
-
-
-def predict(place: "ModelPlace", store: "GenomeStore", out: Path, device: str) -> Outcome:
-    """What a model says of every window or base of a genome."""
-    from domains.genomics.annotation.predict import annotate
-
-    done = annotate(place.folder, store, out, device=device)
-    skipped = f", {len(done.skipped)} done before" if done.skipped else ""
-    return Outcome(
-        f"annotation: {done.out} ({len(done.written)} contigs{skipped}; {', '.join(done.tracks)})",
-        (f"open the bedGraph files of {done.out} in a genome browser, or read its Parquet files with polars",),
-    )
 
 
 def _training_annotation(place: "ModelPlace", source: TrainingSource) -> "FeatureTable":

@@ -132,6 +132,7 @@ def _evaluate_annotation(root: EvaluateRoot, invocation: Invocation) -> Outcome:
 def predict(root: PredictRoot, invocation: Invocation) -> Outcome:
     """The log-likelihood of every base of a file, or what a model of annotation says of it."""
     from domains.genomics import predict as prediction
+    from domains.genomics.annotation.predict import annotate
     from domains.genomics.model import read_record
     from domains.genomics.train import open_store
     from pipelines.genomics import annotation
@@ -143,18 +144,19 @@ def predict(root: PredictRoot, invocation: Invocation) -> Outcome:
     prediction.check_request(config)
     kind = read_record(place.folder).config.task.kind  # a folder that is none is told before the file is read
     store = open_store(DataConfig(fasta=root.data.fasta, stores=root.data.stores))
-    if kind in annotation.KINDS:
-        return annotation.predict(place, store, out, root.device)
-    done = prediction.predict(place.folder, store, out, config, device=root.device)
+    annotates = kind in annotation.KINDS
+    run = annotate if annotates else prediction.predict
+    done = run(place.folder, store, out, config, device=root.device)
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
-    return Outcome(f"scores: {done.out} ({done.summary()})", (_onward(done.out, done.missing, config.tracks),))
+    onward = _onward(done.out, done.missing, config.tracks, "the bigWig files" if annotates else prediction.BIGWIG)
+    return Outcome(f"{'annotation' if annotates else 'scores'}: {done.out} ({done.summary()})", (onward,))
 
 
-def _onward(out: Path, missing: int, tracks: Sequence[str]) -> str:
+def _onward(out: Path, missing: int, tracks: Sequence[str], bigwig: str = "") -> str:
     if missing:
         return f"the last shard to end completes {out}; the same line without shards= does what is left"
-    kinds = {"bedgraph": "the bedGraph files", "bigwig": "scores.bw"}
+    kinds = {"bedgraph": "the bedGraph files", "bigwig": bigwig}
     shown = " or ".join(kinds[track] for track in kinds if track in tracks)
     return f"{f'open {shown} of {out} in a genome browser, or ' if shown else ''}read its Parquet files with polars"
 

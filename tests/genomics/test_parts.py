@@ -26,6 +26,16 @@ def test_long_contigs_are_cut_where_that_is_asked_for():
     ]
 
 
+def test_a_last_block_has_the_length_that_is_asked_for():
+    def names(least):
+        return [part.name for part in plan_parts(bare_store({"a": 10, "b": 25}), 10, least)]
+
+    assert names(5) == ["a", "b:0-10", "b:10-20", "b:20-25"]
+    assert names(6) == ["a", "b:0-10", "b:10-25"]
+    assert names(16) == ["a", "b"]
+    assert names(99) == ["a", "b"]
+
+
 def test_many_small_contigs_share_files(monkeypatch):
     monkeypatch.setattr(module, "FEW", 3)
     monkeypatch.setattr(module, "GROUP", 20)

@@ -12,7 +12,6 @@ import pytest
 
 from domains.errors import UserError
 from domains.genomics import parts, tracks
-from domains.genomics import predict as module
 from domains.genomics.config import PredictConfig
 from domains.genomics.model import load_model
 from domains.genomics.predict import predict
@@ -272,7 +271,7 @@ def test_a_bigwig_is_made_of_scores_that_are_there_and_once(tiny, tiny_model, tm
     assert again.written == []
     at_once = run(tiny_model, tiny, tmp_path / "at once", tracks=["bedgraph", "bigwig"])
     assert contents(first.out) == contents(at_once.out)
-    monkeypatch.setattr(module, "write_bigwig", None)  # would fail
+    monkeypatch.setattr(tracks, "write_bigwig", None)  # would fail
     run(tiny_model, tiny, tmp_path / "out", tracks=["bedgraph", "bigwig"])
     assert run(tiny_model, tiny, tmp_path / "out", tracks=[]).written == []
 

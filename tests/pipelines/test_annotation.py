@@ -133,14 +133,25 @@ def test_mistakes_are_one_line(
 
 
 def test_predict_annotates_a_genome_and_other_commands_say_what_they_want(
-    cli: Cli, workspace: Path, genome: tuple[str, ...]
+    cli: Cli, workspace: Path, genome: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli("train", *genome, *SEGMENT, *SIZES, "run.dir=one", "tracking=off").code == 0
     done = cli("predict", "model=one", "data.fasta=made.fa", "out=annotated")
     assert done.code == 0, done.err
-    assert "5 contigs" in done.out
+    assert done.out.startswith("annotation: annotated (5 contigs; intergenic, CDS, intron, start, stop, ")
+    assert "next: open the bedGraph files of annotated in a genome browser" in done.out
     assert (workspace / "annotated" / "c3.CDS.bedgraph.gz").exists()
-    assert "5 done before" in cli("predict", "model=one", "data.fasta=made.fa", "out=annotated").out
+    more = cli("predict", "model=one", "data.fasta=made.fa", "out=annotated", "tracks=[bigwig]")
+    assert "0 contigs, 5 done before" in more.out
+    assert "next: open the bigWig files of annotated" in more.out
+    for task, told in (("1", "shard 1 of 2: 2 contigs; 3 left to other shards"), ("0", "shard 0 of 2: 3 contigs; ")):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+        words = ("out=parts", "shards=2", "tracks=[bedgraph,bigwig]", "device=cpu")
+        assert told in cli("predict", "model=one", "data.fasta=made.fa", *words).out
+    for path in (workspace / "annotated").iterdir():
+        assert path.read_bytes() == (workspace / "parts" / path.name).read_bytes()
+    done = cli("predict", "model=one", "data.fasta=made.fa", "out=cut", "block=9")
+    assert (done.code, done.errors) == (2, ["error: block=9: must be at least 256, the window of this model"])
     done = cli("generate", "model=one", "out=sample.fa")
     assert (done.code, len(done.errors)) == (2, 1)
     assert "is a model of task=segment" in done.err

@@ -176,7 +176,7 @@ def test_predict_in_the_tasks_of_a_slurm_array(
     )
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     done = cli(*words, "out=parts", "shards=2")
-    assert done.out.startswith("scores: parts (shard 0 of 2: 1 contigs; 1 left to other shards; ")
+    assert done.out.startswith("scores: parts (shard 0 of 2: 1 contig; 1 left to other shards; ")
     assert "the same line without shards= does what is left" in done.out
     assert done.errors == [
         "note: other.fa: circular contigs (ring) are read as linear ones; with warmup=65536 the "

@@ -118,22 +118,46 @@ class Tile(NamedTuple):
     last: int
 
 
-def tile(regions: list[Region], store: GenomeStore, window: int, halo: int) -> list[Tile]:
-    """Tiles of at most ``window`` bases that cover regions; each base counts once, ``halo`` bases from its tile's edge.
+class Tiling(NamedTuple):
+    """Tiles of at most ``window`` bases that cover a stretch.
 
-    ``halo`` is less than half of ``window``. At the edges of a region there is no more to see. The last tile of a
-    region begins early enough to be a whole window, if the region holds one.
+    Each base counts once, ``halo`` bases from its tile's edge. At the edges of the stretch there is no more to see. The
+    last tile begins early enough to be a whole window, if the stretch holds one.
     """
-    tiles = []
+
+    start: int  # of the stretch, a position of store.raw
+    length: int
+    window: int
+    halo: int  # less than half of ``window``
+
+    @property
+    def total(self) -> int:
+        """How many there are; none of an empty stretch."""
+        return 1 + max(0, -(-(self.length - self.window) // self._step)) if self.length else 0
+
+    def tile(self, number: int) -> Tile:
+        """One of them, from 0 on."""
+        start = max(0, min(number * self._step, self.length - self.window))
+        stop = min(start + self.window, self.length)
+        first = number * self._step + self.halo if number else 0
+        last = self.length if stop == self.length else stop - self.halo
+        return Tile(*(self.start + at for at in (start, stop, first, last)))
+
+    def number_of(self, base: int) -> int:
+        """Number of the tile in which a base of the stretch counts, from 0 on both."""
+        return min(max(base - self.halo, 0) // self._step, self.total - 1)
+
+    @property
+    def _step(self) -> int:
+        return self.window - 2 * self.halo
+
+
+def tile(regions: list[Region], store: GenomeStore, window: int, halo: int) -> list[Tile]:
+    """The tiles of regions, see :class:`Tiling`."""
+    tiles: list[Tile] = []
     for region in regions:
-        offset = store.contig(region.contig).offset
-        first = region.start
-        while first < region.stop:
-            start = max(region.start, min(first - halo, region.stop - window))
-            stop = min(region.stop, start + window)
-            last = region.stop if stop == region.stop else stop - halo
-            tiles.append(Tile(offset + start, offset + stop, offset + first, offset + last))
-            first = last
+        tiling = Tiling(store.contig(region.contig).offset + region.start, region.length, window, halo)
+        tiles += map(tiling.tile, range(tiling.total))
     return tiles
 
 

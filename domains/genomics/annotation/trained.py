@@ -99,7 +99,7 @@ def window_probabilities(
     assert isinstance(loaded.model, WindowClassifier)
     data = loaded.config.data
     length, device = span(data), next(loaded.model.parameters()).device
-    rows = max(1, _bases(device) // length)
+    rows = windows_a_call(loaded)
     found = [np.zeros(0, np.float32)]
     with torch.inference_mode(), full_precision(), _bar(len(starts) * length, progress) as bar:
         for first in range(0, len(starts), rows):
@@ -154,6 +154,13 @@ def annotate_sequence(loaded: LoadedAnnotator, tokens: np.ndarray) -> dict[str, 
     said = model(given)
     columns = [*torch.softmax(said.classes[0], -1).T.tolist(), *torch.sigmoid(said.sites[0]).T.tolist()]
     return dict(zip([*loaded.classes, *SITES], columns, strict=True))
+
+
+def windows_a_call(loaded: LoadedAnnotator) -> int:
+    """How many windows, or whole tiles, go through a model at once."""
+    data = loaded.config.data
+    length = span(data) if isinstance(loaded.model, WindowClassifier) else data.window
+    return max(1, _bases(next(loaded.model.parameters()).device) // length)
 
 
 def halo_of(window: int) -> int:

@@ -178,16 +178,13 @@ def read_spans(store: GenomeStore, starts: np.ndarray, length: int, lead: int = 
 
 def contig_bounds(store: GenomeStore, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First and last (excluded) position in ``store.raw`` of the contig that each position lies on, int64 (n,)."""
-    offsets = np.array([contig.offset for contig in store.contigs], dtype=np.int64)
-    ends = offsets + np.array([contig.length for contig in store.contigs], dtype=np.int64)
-    which = np.searchsorted(offsets, positions, side="right") - 1
-    return offsets[which], ends[which]
+    which = contig_numbers(store, positions)
+    return store.offsets[which], np.append(store.offsets[1:], store.total)[which]
 
 
 def contig_numbers(store: GenomeStore, positions: np.ndarray) -> np.ndarray:
     """Which contig of ``store.contigs`` each position of ``store.raw`` lies on, int64 (n,)."""
-    offsets = np.array([contig.offset for contig in store.contigs], dtype=np.int64)
-    return np.searchsorted(offsets, positions, side="right") - 1
+    return np.searchsorted(store.offsets, positions, side="right") - 1
 
 
 def _label(

@@ -1,11 +1,8 @@
-"""Evaluation and annotation with trained models, their baselines, and scores worked out another way."""
+"""Evaluation of trained models, their baselines, and scores worked out another way."""
 
-import gzip
-import itertools
 import json
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from domains.errors import UserError
@@ -14,8 +11,7 @@ from domains.genomics.annotation.data import Tile
 from domains.genomics.annotation.evaluate import evaluate, main
 from domains.genomics.annotation.labels import CLASS_OF_STATE, CODING, INTERGENIC, INTRON, label_bases
 from domains.genomics.annotation.metrics import reliability, score_binary
-from domains.genomics.annotation.predict import annotate
-from domains.genomics.annotation.trained import annotate_sequence, load_annotator, read_annotator
+from domains.genomics.annotation.trained import load_annotator, read_annotator
 from domains.genomics.config import EvaluateConfig
 from domains.genomics.model import load_model
 
@@ -28,12 +24,6 @@ def classifier(classified):
 @pytest.fixture
 def segmenter(segmented):
     return segmented.model_dir
-
-
-def bedgraph(path):
-    """(start, end, value) of each row."""
-    rows = [line.split("\t") for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
-    return [(int(start), int(end), float(value)) for _, start, end, value in rows]
 
 
 def test_windows_are_scored_beside_baselines_on_the_same_windows(genes, classifier):
@@ -95,45 +85,6 @@ def test_a_model_of_annotation_is_no_language_model(genes, classifier, tiny_mode
         read_annotator(tiny_model)
     with pytest.raises(UserError, match="model of task=classify"):
         load_model(classifier)
-
-
-def test_windows_of_a_genome_are_annotated(genes, classifier, tmp_path):
-    store, _ = genes
-    done = annotate(classifier, store, tmp_path / "out", device="cpu", progress=False)
-    assert (done.written, done.skipped) == (store.names, [])
-    rows = pq.read_table(tmp_path / "out" / "c0.parquet").to_pylist()
-    contig = store.contig("c0")
-    assert [rows[0]["start"], rows[1]["start"], rows[-1]["end"]] == [0, 30, contig.length]
-    assert all(row["end"] - row["start"] == 60 for row in rows)
-    tokens = store.tokens("c0", rows[5]["start"] - 20, rows[5]["end"] + 20)
-    said = annotate_sequence(load_annotator(classifier), tokens)
-    assert rows[5]["probability"] == pytest.approx(said["probability"], abs=1e-5)
-    spans = bedgraph(tmp_path / "out" / "c0.probability.bedgraph.gz")
-    assert (spans[0][0], spans[-1][1]) == (0, contig.length)
-    assert all(a[1] == b[0] and a[2] != b[2] for a, b in itertools.pairwise(spans))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    (tmp_path / "out" / "c1.parquet").write_bytes(b"damaged")
-    again = annotate(classifier, store, tmp_path / "out", device="cpu", progress=False)
-    assert again.written == ["c1"]
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
-
-
-def test_bases_of_a_genome_are_annotated(genes, segmenter, tmp_path):
-    store, _ = genes
-    done = annotate(segmenter, store, tmp_path / "out", device="cpu", progress=False)
-    assert done.tracks == ("intergenic", "CDS", "intron", "start", "stop", "donor", "acceptor")
-    table = pq.read_table(tmp_path / "out" / "c0.parquet")
-    contig = store.contig("c0")
-    assert table["position"].to_pylist() == list(range(contig.length))
-    sums = sum(np.array(table[name].to_pylist()) for name in ("intergenic", "CDS", "intron"))
-    assert np.allclose(sums, 1, atol=1e-5)
-    whole = annotate_sequence(load_annotator(segmenter), store.tokens("c0", 0, 512))["CDS"]
-    assert table["CDS"].to_pylist()[:400] == pytest.approx(whole[:400], abs=1e-5)  # the first window, but for its halo
-    values = np.full(contig.length, np.nan)
-    for start, end, value in bedgraph(tmp_path / "out" / "c0.CDS.bedgraph.gz"):
-        values[start:end] = value
-    assert np.abs(values - np.array(table["CDS"].to_pylist())).max() <= 5.1e-4
-    assert not (tmp_path / "out" / "c0.intergenic.bedgraph.gz").exists()
 
 
 def test_posteriors_of_the_codon_model_are_those_of_all_paths(genes):

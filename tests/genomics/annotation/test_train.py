@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from domains.errors import UserError
 from domains.folder import read_json
-from domains.genomics.annotation.data import Order, tile
+from domains.genomics.annotation.data import Order, Tiling, tile
 from domains.genomics.splits import Region
 from domains.genomics.train import train
 from tests.genomics.annotation.genes import genes_config
@@ -120,3 +120,5 @@ def test_tiles_count_every_base_once_and_keep_their_halo(length, window, halo):
         assert one.stop - one.start == min(window, length)
         assert one.first - one.start >= halo or one.start == 7
         assert one.stop - one.last >= halo or one.stop == 7 + length
+    numbers = [Tiling(7, length, window, halo).number_of(base) for base in range(length)]
+    assert all(tiles[number].first <= 7 + base < tiles[number].last for base, number in enumerate(numbers))
