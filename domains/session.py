@@ -88,6 +88,11 @@ class Session:
     overwrite: bool
     share: Share
 
+    @property
+    def begun(self) -> bool:
+        """Whether a resumed run has a checkpoint, and so needs nothing of what its weights started from."""
+        return self.resume and newest_checkpoint(self.run.checkpoints) is not None
+
     def recorded_data(self, fingerprint: str, source: str, noun: str) -> dict[str, Any]:
         """The description of its data that a resumed run began with.
 

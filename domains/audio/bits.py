@@ -57,7 +57,7 @@ class BitsEvaluation:
         differences: ``linear``, ``context`` -> bits per sample of the model less theirs, clips (or groups) drawn anew.
         note: one line about the clips.
         seconds: that the model took.
-        about: source, fingerprint and hash of weights, hardware.
+        about: source, fingerprint and hash of weights, hardware, and what they started from.
     """
 
     rows: list[BitsRow]
@@ -142,6 +142,8 @@ def predict_clips(
     }
     part = "" if test == {clip: store.clips[clip].length for clip in splits.clips(store, "test")} else "the first of "
     note = f"{len(test):,} test clips ({part}{store.source_name}; {splits.note})"
+    if heard := loaded.pretrained.get("trained_on_test"):
+        note += f"; the model that it started from was trained on {heard:,} of the test clips"
     return BitsEvaluation(
         rows=_rows(store, test, totals),
         by_context=places.rows(),
@@ -151,7 +153,7 @@ def predict_clips(
         differences=compared,
         note=note,
         seconds=seconds,
-        about=about,
+        about=about | {"pretrained": loaded.pretrained},
     )
 
 

@@ -63,6 +63,7 @@ class TaskConfig:
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     spectrogram: SpectrogramConfig = field(default_factory=SpectrogramConfig)
     label_smoothing: float = 0.0  # share of each label that is spread over all, in a classifier's training
+    pretrained: str = ""  # of a generator: model folder of one to go on from, with its sizes
 
 
 @dataclass

@@ -18,14 +18,23 @@ from domains.audio.config import TrainConfig
 from domains.audio.data import AudioDataModule, check_data
 from domains.audio.models.generator import Generator
 from domains.audio.module import make_task
+from domains.audio.pretrained import adopt, load_pretrained, notes
 from domains.audio.splits import Splits, make_splits
 from domains.audio.store import open_store
 from domains.audio.trained import GENERATE, Sound, build_model, check_task, describe_data, save_model
 from domains.config import FREE_TRAINER_KEYS
+from domains.pretrained import check_same
 from domains.session import TrainResult, command_line, open_session, seeded
 
 DOMAIN = "audio"
-FREE_ON_RESUME = FREE_TRAINER_KEYS | {"data.root", "data.manifest", "data.store", "data.stores", "data.workers"}
+FREE_ON_RESUME = FREE_TRAINER_KEYS | {
+    "data.root",
+    "data.manifest",
+    "data.store",
+    "data.stores",
+    "data.workers",
+    "task.pretrained",
+}
 
 
 def train(
@@ -48,27 +57,33 @@ def train(
     """
     check_data(config.data)
     check_task(config)
+    config = adopt(config, run_dir if resume else None)
     session = open_session(
         DOMAIN, config, run_dir, resume=resume, overwrite=overwrite, free=FREE_ON_RESUME, one_device=True
     )
     store = open_store(config.data, progress)
     generate = config.task.kind == GENERATE
-    if resume:
-        recorded = session.recorded_data(store.fingerprint, store.source_name, "set of clips")
+    recorded = session.recorded_data(store.fingerprint, store.source_name, "set of clips") if resume else None
+    if recorded is not None:
         splits = Splits.from_dict(recorded.get("splits", {}))
     else:
         splits = make_splits(store, config.data, labelled=not generate)
     sound = Sound.of(store, config)
     model = seeded(partial(build_model, config, sound), config.seed)
+    described, started = describe_data(store, splits), []
+    if config.task.pretrained and not session.begun:
+        described["pretrained"] = load_pretrained(model, config, store, splits)
+        check_same(described["pretrained"], recorded)
+        started = notes(described["pretrained"])
     steps, accumulate = config.trainer.max_steps, config.trainer.accumulate
     multiple = 1 if isinstance(model, Generator) else model.stride
     found = ", found prepared" if store.reused else ""
     return session.train(
         make_task(model, config),
         AudioDataModule(store, splits, config.data, generate, steps, accumulate, config.seed, multiple),
-        describe_data(store, splits),
+        recorded or described,
         partial(save_model, sound=sound),
-        announce=(f"{store.source_name}: {store.summary()}{found}", splits.note, *splits.warnings),
+        announce=(f"{store.source_name}: {store.summary()}{found}", splits.note, *splits.warnings, *started),
         loggers=loggers,
         callbacks=callbacks,
         progress=progress,

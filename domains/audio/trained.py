@@ -30,6 +30,7 @@ from domains.model_folder import (
     read_metrics,
     write_model_folder,
 )
+from domains.pretrained import folder_name
 
 SOUND = "sound.json"
 FILES = model_files(SOUND)
@@ -91,6 +92,7 @@ class ModelRecord:
         fingerprint: of the clips that it was trained on.
         source: name of their folder or table.
         metrics: what it reached in training.
+        pretrained: what is known about the model that it started from (domains.audio.pretrained); empty for none.
     """
 
     path: Path
@@ -100,6 +102,7 @@ class ModelRecord:
     fingerprint: str
     source: str
     metrics: dict[str, Any]
+    pretrained: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,11 @@ def save_model(
     sound: Sound,
 ) -> None:
     """Write a model folder; it appears whole, in place of an earlier one of that name."""
-    portable = replace(config, data=_without_paths(config.data, str(data["source"])))
+    portable = replace(
+        config,
+        data=_without_paths(config.data, str(data["source"])),
+        task=replace(config.task, pretrained=folder_name(data)),
+    )
     own = {SOUND: partial(write_json, table=asdict(sound))}
     write_model_folder(folder, weights, portable, data, metrics, own)
 
@@ -161,10 +168,16 @@ def read_record(folder: Path | str) -> ModelRecord:
     check_complete(folder, FILES)
     config = read_config(folder, TrainConfig)
     sound = Sound.from_dict(read_json(folder / SOUND), str(folder / SOUND))
-    source, fingerprint, splits = read_data(
-        folder, lambda data: (str(data["source"]), str(data["fingerprint"]), Splits.from_dict(data["splits"]))
+    source, fingerprint, splits, pretrained = read_data(
+        folder,
+        lambda data: (
+            str(data["source"]),
+            str(data["fingerprint"]),
+            Splits.from_dict(data["splits"]),
+            dict(data.get("pretrained", {})),
+        ),
     )
-    return ModelRecord(folder, config, sound, splits, fingerprint, source, read_metrics(folder))
+    return ModelRecord(folder, config, sound, splits, fingerprint, source, read_metrics(folder), pretrained)
 
 
 def load_model(folder: Path | str, device: str = "cpu", kinds: Sequence[str] = KINDS) -> LoadedModel:

@@ -22,6 +22,7 @@ from domains.model_folder import (
     read_metrics,
     write_model_folder,
 )
+from domains.pretrained import folder_name
 from mamba_core import CausalLM, MaskedLM
 
 KINDS = ("causal", "mlm")  # of task.kind: the models of bases
@@ -93,7 +94,7 @@ def save_model(
     portable = replace(
         config,
         data=_without_paths(config.data, str(data["source"]), data.get("annotation", {}).get("source", "")),
-        task=replace(config.task, pretrained=data.get("pretrained", {}).get("folder", "")),
+        task=replace(config.task, pretrained=folder_name(data)),
     )
     write_model_folder(folder, weights, portable, data, metrics, {_TOKENIZER: save_tokenizer})
 

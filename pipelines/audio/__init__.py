@@ -61,6 +61,7 @@ AUDIO = Domain(
                 ("data.test", "groups held out for evaluate, as in [kit3]; clips where there are no groups (a fifth)"),
                 ("data.validation", "groups or clips held out to watch training (a tenth)"),
                 ("data.window", "samples that a generator sees at once in training (16384)"),
+                ("task.pretrained", "of generate: model folder of a generator to go on from, with its sizes (none)"),
                 ("data.max_seconds", "what a classifier sees of a longer clip in training (10)"),
                 ("data.level_db", "loudness that each clip is brought to, RMS in dBFS (as recorded)"),
                 (
@@ -91,6 +92,7 @@ AUDIO = Domain(
             examples=(
                 "train data.root=clips/ task=classify",
                 "train data.manifest=labels.csv task=spectrogram data.test=[kit3]",
+                "train data.root=mine/ task=generate task.pretrained=runs/voice/model",
                 "train experiment=audio_demo",
                 "train resume=runs/audio_demo",
             ),

@@ -163,6 +163,31 @@ def test_a_run_that_was_trained_elsewhere_is_imported(whole: Path, workspace: Pa
     assert "plots/loss.png" in artifacts(workspace, run_id)
 
 
+def test_a_trained_generator_is_gone_on_with(
+    whole: Path, workspace: Path, audio: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    clips = [f"data.root={whole / 'clips'}" if word.startswith("data.root") else word for word in SMALL]
+    words = ("train", *clips, "tracking.enabled=false", "data.test=[d]", "run.dir=mine")
+    for pretrained, size, said in (
+        ("draws", "16", "is a run folder; give the model folder in it"),
+        ("names/model", "16", "is a model of task=classify; give a generator"),
+        ("draws/model", "24", "backbone.d_model=24: "),
+    ):
+        done = audio(*words, f"task.pretrained={whole / pretrained}", f"backbone.d_model={size}")
+        assert (done.code, len(done.errors)) == (2, 1)
+        assert said in done.err
+        assert not Path("mine").exists()
+    voice = shutil.copytree(whole / "draws", workspace / "voice") / "model"
+    done = audio(*words, f"task.pretrained={voice}", "trainer.max_steps=8", "trainer.max_minutes=0.000001")
+    assert done.code == 0, done.err
+    assert "weights and sizes from voice (trained on clips)" in done.err
+    shutil.rmtree(voice)
+    done = audio("train", "resume=mine", "trainer.max_minutes=10", "tracking.enabled=false")
+    assert done.code == 0, done.err
+    assert "stopped" not in done.out
+
+
 def test_defaults_are_those_of_the_domain() -> None:
     for name, value in vars(EvaluateConfig()).items():
         assert getattr(EvaluateRoot(), name) == value

@@ -10,6 +10,7 @@ from domains.genomics.config import TrainConfig
 from domains.genomics.model import ModelRecord, read_record
 from domains.genomics.splits import Region, Splits
 from domains.genomics.store import GenomeStore
+from domains.pretrained import describe
 
 KINDS = ("classify", "segment")  # of task.kind that may start from another model
 
@@ -42,14 +43,8 @@ def load_pretrained(encoder: BothStrands, config: TrainConfig, store: GenomeStor
     seen = None
     if record.fingerprint == store.fingerprint:
         seen = sum(_common(test, train) for test in splits.test for train in record.splits.train)
-    return {
-        "model": encoder.load_pretrained(record.path),
-        "kind": record.config.task.kind,
-        "folder": record.path.absolute().parent.name,
-        "source": record.source,
-        "trained_on_test": seen,
-        "frozen": config.task.freeze,
-    }
+    described = describe(record, record.config.task.kind, encoder.load_pretrained(record.path))
+    return described | {"trained_on_test": seen, "frozen": config.task.freeze}
 
 
 def note(pretrained: dict[str, Any]) -> str:

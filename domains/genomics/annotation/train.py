@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from domains.batches import BatchesDataModule
-from domains.checkpoint import newest_checkpoint
 from domains.errors import UserError
 from domains.genomics.annotation.data import BaseBatches, WindowBatches, base_windows, share_of_windows, span
 from domains.genomics.annotation.labels import label_bases
@@ -24,6 +23,7 @@ from domains.genomics.sample import sample_annotation
 from domains.genomics.splits import Splits, make_splits
 from domains.genomics.store import GenomeStore
 from domains.parallel import Share
+from domains.pretrained import check_same
 from domains.session import Session, seeded
 from domains.task import Task
 
@@ -110,9 +110,9 @@ def assemble(
     model = seeded(partial(build_annotator, config, classes), config.seed)
     described = {"annotation": {"source": table.source, "fingerprint": table.fingerprint, **facts}}
     announce = [f"{table.source}: {table.summary()}", *announce]
-    begun = recorded is not None and newest_checkpoint(session.run.checkpoints) is not None
-    if config.task.pretrained and not begun:
+    if config.task.pretrained and not session.begun:
         described["pretrained"] = load_pretrained(model.encoder, config, store, splits)
+        check_same(described["pretrained"], recorded)
         announce.append(note(described["pretrained"]))
     task = (ClassifyTask if isinstance(model, WindowClassifier) else SegmentTask)(model, config.trainer)  # type: ignore[arg-type]
     return Assembled(task, data, recorded or describe_data(store, splits) | described, tuple(announce))
