@@ -18,7 +18,6 @@ scikit-learn. The JSON grows after each training; the same command goes on with 
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import side_by_side
 from benchmarks.kernels import measured_commit
 from domains.folder import write_json
 from domains.genomics.annotation.evaluate import WindowEvaluation, evaluate
@@ -212,10 +212,8 @@ def launch(place: argparse.Namespace, folders: dict[str, Path], identity: Result
 def _start(place: argparse.Namespace, job: str, gpu: int, deadline: float) -> "subprocess.Popen[bytes]":
     command = [sys.executable, __file__, *sys.argv[1:], "--work", job]
     command += ["--time-limit", f"{deadline - time.monotonic():.0f}"]  # the last of two counts
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    number = seen[gpu] if gpu < len(seen) and seen[gpu] else str(gpu)
     with (place.runs / f"{job.replace(':', '-')}.log").open("w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"CUDA_VISIBLE_DEVICES": number})
+        return subprocess.Popen(command, stdout=log, stderr=log, env=side_by_side.environment(gpu))
 
 
 def _report(place: argparse.Namespace, job: str, process: "subprocess.Popen[bytes]") -> None:

@@ -52,14 +52,14 @@ def differences(known: Sums, cells: Cells, cell: tuple[int, str]) -> dict[str, d
     }
 
 
-def markdown(cells: Cells, value: str, whole: str | None, baselines: Mapping[str, float]) -> str:
+def markdown(cells: Cells, value: str, whole: str | None, others: Mapping[str, Mapping[str, float]]) -> str:
     """The table for people: bits per unit, then the differences that say whether context helps.
 
     Args:
         cells: rows of a result's table.
         value: the key of their bits per unit.
         whole: how a context that is no number is called; None: as it is.
-        baselines: their bits per unit without forgetting.
+        others: further rows, such as baselines: name -> context -> bits per unit; blank where there are none.
     """
     contexts = list(dict.fromkeys(context for _, context in cells))
     titles = [f"{int(context):,}" if context.isdigit() else whole or context for context in contexts]
@@ -69,7 +69,9 @@ def markdown(cells: Cells, value: str, whole: str | None, baselines: Mapping[str
         found = [cells.get((window, context)) for context in contexts]
         bits = ["-" if row is None else f"{row[value]:.4f}" for row in found]
         lines.append(f"| {window:,} | {' | '.join(bits)} |")
-    lines += [f"| {name} |{' |' * (len(titles) - 1)} {bits:.4f} |" for name, bits in baselines.items()]
+    for name, bits_of in others.items():
+        shown = [f" {bits_of[context]:.4f}" if context in bits_of else "" for context in contexts]
+        lines.append(f"| {name} |{' |'.join(shown)} |")
     lines += ["", "Difference (95 % interval) from the first row's first cell; in brackets, from the row's own:", ""]
     lines += head
     for window in windows:

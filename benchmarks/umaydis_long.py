@@ -222,7 +222,8 @@ def markdown(result: Result) -> str:
     """The table for people."""
     cells = {(row["window"], row["context"]): row for row in result["table"]}
     markov = result["markov"]
-    baselines = {} if markov is None else {f"Markov order {markov['order']}": mean(result, markov["bits"])}
+    markov_bits = None if markov is None else {name_of(None): mean(result, markov["bits"])}
+    baselines = {} if markov_bits is None else {f"Markov order {markov['order']}": markov_bits}
     return contexts.markdown(cells, "bits_per_base", "one stream", baselines)
 
 
