@@ -13,7 +13,7 @@ from mamba_core.mixers.split_ops import split_conv1d, split_selective_scan
 from mamba_core.ops.arguments import check_limit, working_dtype
 from mamba_core.ops.causal_conv1d import causal_conv1d
 from mamba_core.ops.decode import conv_step, selective_scan_step
-from mamba_core.ops.selective_scan import selective_scan
+from mamba_core.ops.mamba1_inner import composed, is_plain_projection, mamba1_inner
 from mamba_core.state import State
 
 
@@ -69,23 +69,13 @@ class Mamba1(ProjectedMixer):
             state = self.init_state(projected.shape[0], projected.device) if state is None else state
             return self._inner_split(projected, state, Slice(self.ranks, seq_idx, state["seq_idx"]))
         conv, ssm, last = enter(self, projected, state, seq_idx)
-        inner, z = projected.chunk(2, dim=-1)
-        inner, conv = causal_conv1d(inner, self.conv_weight, self.conv_bias, conv, seq_idx)
-        dt, B, C = self._select(inner)
-        y, ssm = selective_scan(
-            inner,
-            dt,
-            self.A_log,
-            B.unsqueeze(2),
-            C.unsqueeze(2),
-            D=self.D,
-            z=z,
-            dt_bias=self.dt_bias,
-            initial_state=ssm,
-            seq_idx=seq_idx,
-            dt_limit=self.config.dt_limit,
-            log_A=True,
-        )
+        convolution, scan = (self.conv_weight, self.conv_bias), (self.A_log, self.D, self.dt_bias)
+        states, limit = (conv, ssm, seq_idx), self.config.dt_limit
+        if is_plain_projection(self.x_proj) and is_plain_projection(self.dt_proj):
+            weights = (self.x_proj.weight, self.dt_proj.weight)
+            y, conv, ssm = mamba1_inner(projected, *convolution, *weights, *scan, *states, dt_limit=limit, log_A=True)
+        else:  # layers of another kind, quantised ones for example
+            y, conv, ssm = composed.mamba1_inner(projected, *convolution, self._select, *scan, *states, limit, True)
         return y, State({"conv": conv, "ssm": ssm, "seq_idx": last})
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
