@@ -109,8 +109,9 @@ def one_training(config: TrainConfig, folder: Path, seconds: float) -> tuple[Res
     tested = found.to_dict()
     row = {
         "finished": done.finished,
-        "steps": config.trainer.max_steps,
-        "bases": config.trainer.max_steps * config.data.tokens_per_step,
+        "steps_asked": config.trainer.max_steps,
+        "steps": int(done.metrics["step"]),
+        "bases": int(done.metrics["step"]) * config.data.tokens_per_step,
         "learning_rate": config.trainer.optimizer.learning_rate,
         "seconds": round(trained, 1),
         "bases_per_second": round(float(np.median(speeds))) if speeds else None,

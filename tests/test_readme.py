@@ -38,7 +38,7 @@ def test_what_is_put_first() -> None:
         (row["task"], row["start"], row["labels"]): row["test"] for row in result("umaydis_annotation_h200")["rows"]
     }
     bases = {one["name"]: one["f1"] for one in genes["bases", "causal", 1.0]["classes"]}
-    hidden = result("umaydis_masked_h200")["variants"]["symmetric"]["tests"]["0.15"]["rows"][0]["bits"]
+    hidden = result("umaydis_mlm_h200")["evaluation"]["rows"][0]["bits"]
     voice = result("prompts_h200")["evaluation"]["rows"][0]
     for value, digits in (
         (hidden["model"], 4),

@@ -291,6 +291,10 @@ def test_other_names_and_another_assembly_are_told_before_anything_is_written(
         UserError, match=r"old.vcf: REF is not what made.fa has at \d+ of 30 alleles \(c2:1\d\d . is the first\)"
     ):
         run(tiny_model, tiny, shifted, tmp_path / "out.vcf.gz")
+    end = tiny.contig("c2").length  # a contig that is shorter here is another assembly too
+    beyond = make_vcf(tmp_path / "longer.vcf", [*snvs[:10], *[("c2", end + 100 + i, "A", "C") for i in range(20)]])
+    with pytest.raises(UserError, match=r"longer.vcf: REF is not what made.fa has at 20 of 30 alleles"):
+        run(tiny_model, tiny, beyond, tmp_path / "out.vcf.gz")
     assert {path.suffix for path in tmp_path.iterdir()} == {".vcf"}
 
 

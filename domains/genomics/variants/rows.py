@@ -75,8 +75,8 @@ class Alleles:
             )
 
     def refuse_other_assembly(self, rows: Sequence[Row]) -> None:
-        """A UserError when most alleles have another REF than the genome."""
-        differing = [row for row in rows if row.reason == Reason.REF_MISMATCH]
+        """A UserError when most alleles have another REF than the genome, or lie where it has ended."""
+        differing = [row for row in rows if row.reason in (Reason.REF_MISMATCH, Reason.BEYOND_CONTIG)]
         agreeing = sum(row.kind is not None for row in rows)
         if len(differing) + agreeing < _FEW or len(differing) <= agreeing:
             return

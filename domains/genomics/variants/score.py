@@ -350,7 +350,7 @@ def _describe(job: _Job, manifest: Manifest, *, reused: bool) -> Scores:
     notes = [f"{count:,} {reason}, the first at {first[reason]}" for reason, count in sorted(unscored.items())]
     if result["unknown_contigs"]:
         name = result["unknown_contigs"][0]
-        hint = suggest_contig(name, {contig.name for contig in job.store.contigs})
+        hint = suggest_contig(name, [contig.name for contig in job.store.contigs])
         notes.append(f"{job.store.source_name} has no contig {name!r}; {hint}")
     if result["unsorted_at_line"] is not None:
         notes.append(
