@@ -179,11 +179,12 @@ def disk_errors(out: Path) -> Iterator[None]:
 def _read_or_start(out: Path, plan: Plan, shard: Shard | None, alone: bool) -> Manifest:
     """What the manifests say, a fresh one in an empty folder; leftovers go when no one else can be at work."""
     path = out / (MANIFEST if shard is None else f"manifest.{shard}.json")
+    there = {file for file in out.iterdir() if file.name != PROGRESS}  # first: other shards may begin just now
     leftovers = find_temporaries(out, (".json", *plan.endings))
     found = {file: read_json(file) for file in (out / MANIFEST, *_shard_manifests(out)) if file.exists()}
     for table in found.values():
         _check_same(out, plan, table)
-    if not found and {file for file in out.iterdir() if file.name != PROGRESS} - set(leftovers):
+    if not found and any(file.exists() for file in there - set(leftovers)):
         raise UserError(f"{out}: holds other files; choose a new out folder")
     started = path in found
     table = found.pop(path) if started else {**plan.identity, **plan.settings, **plan.notes, plan.parts: {}}
@@ -205,6 +206,8 @@ def _shard_manifests(out: Path) -> list[Path]:
 
 
 def _check_same(out: Path, plan: Plan, table: Mapping[str, Any]) -> None:
+    if plan.parts not in table or any(key not in table for key in (*plan.identity, *plan.settings)):
+        raise UserError(f"{out}: holds other results than {plan.holds}; choose another out folder")
     another = [f"another {key}" for key, value in plan.identity.items() if table.get(key) != value]
     another += [f"{key}={table.get(key)}" for key, value in plan.settings.items() if table.get(key) != value]
     if another:

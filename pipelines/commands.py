@@ -136,6 +136,7 @@ def evaluate_command(
     measure: Callable[["ModelPlace"], Found],
     draw: Callable[[Found], Mapping[str, "Figure"]],
     onward: Sequence[str],
+    apart: Mapping[str, object] | None = None,
 ) -> Outcome:
     """A model beside its baselines: told, written, and added to the model's MLflow run.
 
@@ -145,13 +146,15 @@ def evaluate_command(
         measure: evaluates the model there.
         draw: the plots, by file name without ending.
         onward: words of the domain's command line, to go on with.
+        apart: settings whose evaluations stand beside each other, in folders with their values in the name.
     """
     from pipelines.jobs import track_evaluation, write_evaluation
     from pipelines.places import find_model, output_folder
     from pipelines.recorder import recorder
 
     place = find_model(root.model, root.tracking)
-    folder = output_folder(root.out or place.evaluation)
+    given = "".join(f"-{name}-{value}" for name, value in (apart or {}).items() if value is not None)
+    folder = output_folder(root.out or place.evaluation.with_name(place.evaluation.name + given))
     recorder(root.tracking, invocation.domain.name, place.evaluation.parent, continues=True).check()
     found = measure(place)
     print(found.table())

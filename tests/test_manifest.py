@@ -60,6 +60,8 @@ def test_a_part_whose_file_was_damaged_is_not_done(out, damage):
     ("change", "said"),
     [
         ({"identity": {"format": 1, "model": "xyz"}}, "holds forecasts with another model; choose another out folder"),
+        ({"parts": "contigs"}, "holds other results than forecasts; choose another out folder"),
+        ({"settings": {"track": "a"}}, "holds other results than forecasts; choose another out folder"),
         ({"settings": {"horizon": 12}}, "holds forecasts with horizon=24; choose another out folder"),
     ],
 )

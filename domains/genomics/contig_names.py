@@ -58,7 +58,8 @@ def suggest_contig(name: str, known: Collection[str]) -> str:
     if same := _respelled([name], known):
         return f"did you mean {same[name]!r}?"
     searched = [known_name for known_name, _ in zip(known, range(_SEARCHED), strict=False)]
-    if near := difflib.get_close_matches(name, searched, n=_SHOWN):
+    alike = [known_name for known_name in searched if _digits(known_name) == _digits(name)]  # chr10 is not chr03
+    if near := difflib.get_close_matches(name, alike, n=_SHOWN):
         return f"did you mean {' or '.join(repr(match) for match in near)}?"
     return f"it has {', '.join(searched[:5])}{f' and {len(known) - 5:,} more' if len(known) > 5 else ''}"
 
@@ -78,3 +79,7 @@ def _bare(name: str) -> str:
     """A contig's name without what people leave out: case, chr, leading zeros, a version."""
     bare = re.sub(r"^(chr|chromosome)?[_-]?0*|\.\d+$", "", name.lower())
     return "mt" if bare in _MITOCHONDRIAL else bare
+
+
+def _digits(name: str) -> str:
+    return "".join(filter(str.isdigit, name)).lstrip("0")

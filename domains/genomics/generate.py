@@ -37,12 +37,15 @@ def generate(
     """Sample sequences and write them as FASTA, each with its prompt in front and its provenance in the header.
 
     Raises:
-        UserError: a prompt that is not A, C, G, T alone, a setting out of range, or no model in ``model_dir``.
+        UserError: a prompt that is not A, C, G, T alone, a setting out of range, no model in ``model_dir``, or ``out``
+            is there and holds anything but the sequences that this call gives.
     """
     prompt = check_request(config)
     chosen = choose_device(device)
     check_precision(config.precision, chosen)
     loaded = load_model(model_dir, str(chosen))
+    about = provenance(loaded.hash, prompt, config, chosen.type)
+    _check_free(Path(out), f">sample1 {about}")
     model = to_precision(loaded.causal, config.precision)
     start = time.perf_counter()
     sampled = sample(model, prompt, config, progress=progress)
@@ -50,10 +53,20 @@ def generate(
     if progress:
         rate = f"{sampled.size / seconds:,.0f} a second"
         print(f"{sampled.size:,} bases in {seconds:.1f} s, {rate}, on {chosen.type}", file=sys.stderr)
-    about = provenance(loaded.hash, prompt, config, chosen.type)
     records = [(f"sample{i + 1} {about}", decode(np.concatenate([prompt, row]))) for i, row in enumerate(sampled)]
     write_fasta(Path(out), records)
     return Path(out)
+
+
+def _check_free(out: Path, header: str) -> None:
+    """A UserError unless the file is not there, or begins with this header."""
+    if not out.exists():
+        return
+    if out.is_file():
+        with out.open("rb") as file:
+            if file.readline(len(header) + 2).strip() == header.encode():
+                return
+    raise UserError(f"{out}: is there already, and holds something else; choose another name, or delete it")
 
 
 def provenance(model_hash: str, prompt: np.ndarray, config: GenerateConfig, device: str) -> str:

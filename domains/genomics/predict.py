@@ -53,7 +53,8 @@ class Prediction:
         written, skipped: parts scored now, and parts of this process that were found done.
         missing: parts that are left to other shards; the last of them finishes the folder.
         shard: of this process; None when it had all parts.
-        bits_per_base: over all known bases of the parts that are done; with both strands the mean of the two.
+        bits_per_base: over all known bases of the parts that are done, of a shard's own parts where there is one; with
+            both strands the mean of the two.
         did: what this process did, in words.
         notes: what the user should know, a line each.
     """
@@ -121,8 +122,10 @@ def predict(
         kinds=scoring.kinds,
     )
     ran = run_parts(run, config, progress=progress)
-    scored = sum(entry["scored"] for entry in ran.entries.values())
-    bits = sum(entry["scored"] * entry["bits_per_base"] for entry in ran.entries.values() if entry["scored"])
+    own = {*ran.written, *ran.skipped} if ran.shard else ran.entries.keys()
+    entries = [entry for name, entry in ran.entries.items() if name in own and entry["scored"]]
+    scored = sum(entry["scored"] for entry in entries)
+    bits = sum(entry["scored"] * entry["bits_per_base"] for entry in entries)
     return Prediction(
         out=Path(out),
         manifest=ran.manifest,

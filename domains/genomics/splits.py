@@ -122,7 +122,7 @@ def _named(store: GenomeStore, data: DataConfig) -> dict[str, list[Contig]]:
         try:
             named[part] = [store.contig(name) for name in dict.fromkeys(getattr(data, part) or [])]
         except UserError as error:
-            raise UserError(f"data.{part}: {error} (data.{part}=null holds out a fraction instead)") from None
+            raise UserError(f"data.{part}: {error} (data=genome holds out fractions instead)") from None
     if both := [contig.name for contig in named["test"] if contig in named["validation"]]:
         raise UserError(f"{store.source_name}: contig {both[0]} is in data.test and data.validation; name it in one")
     return named

@@ -77,6 +77,10 @@ def train(
     if annotates:
         check_annotation(config)
         config = adopt(config, resume=resume)
+    elif config.data.annotation:
+        raise UserError(
+            f"data.annotation={config.data.annotation}: is for task=classify or segment; choose one, or leave it out"
+        )
     session = open_session(DOMAIN, config, run_dir, resume=resume, overwrite=overwrite, free=FREE_ON_RESUME)
     store = open_store(config.data, progress)
     recorded = session.recorded_data(store.fingerprint, store.source_name, "genome") if resume else None

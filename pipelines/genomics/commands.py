@@ -101,7 +101,7 @@ def _evaluate_causal(root: EvaluateRoot, invocation: Invocation) -> Outcome:
         f"predict model={root.model} data.fasta=<other.fa> out=scores/",
         f"generate model={root.model} out=sample.fa",
     )
-    return evaluate_command(root, invocation, measure, draw_evaluation, onward)
+    return evaluate_command(root, invocation, measure, draw_evaluation, onward, {"context": root.context})
 
 
 def _evaluate_masked(root: EvaluateRoot, invocation: Invocation) -> Outcome:
@@ -114,7 +114,8 @@ def _evaluate_masked(root: EvaluateRoot, invocation: Invocation) -> Outcome:
         return evaluate_masked(place.folder, store, narrow(EvaluateConfig, root), device=root.device)
 
     onward = (f"predict model={root.model} data.fasta=<other.fa> out=scores/",)
-    return evaluate_command(root, invocation, measure, draw_masked_evaluation, onward)
+    apart = {"mask_fraction": root.mask_fraction}
+    return evaluate_command(root, invocation, measure, draw_masked_evaluation, onward, apart)
 
 
 def _evaluate_annotation(root: EvaluateRoot, invocation: Invocation) -> Outcome:
@@ -181,6 +182,8 @@ def score(root: ScoreRoot, invocation: Invocation) -> Outcome:
     done = scoring.score(place.folder, store, vcf, out, config, device=root.device)
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
+    if done.unscored.keys() <= scoring.OF_ANOTHER_GENOME and done.unscored and not sum(done.scored.values()):
+        raise UserError(f"{done.vcf}: is written, but nothing in it could be scored; {done.summary()}")
     listener = track_results(invocation, root.tracking, place, done.folder, partial(record_scores, done))
     before = " (done before)" if done.reused else ""
     return Outcome(

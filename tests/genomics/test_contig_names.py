@@ -23,6 +23,7 @@ def test_names_that_the_genome_has_are_fine():
         (["CHRX"], "has no contig 'CHRX'; did you mean 'chrX'?"),
         (["MT"], "has no contig 'MT'; did you mean 'chrM'?"),
         (["NC_000001.11"], "has no contig 'NC_000001.11'; it has chr1, chr2, chrX, chrM;"),
+        (["chr10"], "has no contig 'chr10'; it has chr1, chr2, chrX, chrM;"),  # not the chr1 that is spelt nearly so
         (list("3456"), "has no contig '3', '4', '5' and 1 more;"),
     ],
 )

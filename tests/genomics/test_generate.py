@@ -36,6 +36,18 @@ def test_sequences_begin_with_the_prompt_and_say_where_they_come_from(tiny_model
     assert said["serpentine"]
 
 
+def test_what_is_there_already_is_not_overwritten(tiny_model, tmp_path):
+    out = tmp_path / "sample.fa"
+    once = generate(tiny_model, out, CONFIG, device="cpu", progress=False).read_bytes()
+    assert generate(tiny_model, out, CONFIG, device="cpu", progress=False).read_bytes() == once
+    genome = tmp_path / "genome.fa"
+    genome.write_text(">c1\nACGT\n")
+    for there, config in ((out, replace(CONFIG, seed=CONFIG.seed + 1)), (genome, CONFIG), (tmp_path, CONFIG)):
+        with pytest.raises(UserError, match=r"is there already, and holds something else; choose another name"):
+            generate(tiny_model, there, config, device="cpu", progress=False)
+    assert (out.read_bytes(), genome.read_text()) == (once, ">c1\nACGT\n")
+
+
 def test_a_header_says_what_it_takes_to_get_the_same_again(tiny_model, tmp_path):
     config = replace(CONFIG, temperature=0.123456789, top_k=3)
     first = generate(tiny_model, tmp_path / "a.fa", config, device="cpu", progress=False)

@@ -298,10 +298,13 @@ def test_other_names_and_another_assembly_are_told_before_anything_is_written(
     assert {path.suffix for path in tmp_path.iterdir()} == {".vcf"}
 
 
-def test_requests_that_make_no_sense(tiny, tiny_model, vcf, tmp_path):
+def test_requests_that_make_no_sense(tiny, tiny_model, vcf, tmp_path, tmp_path_factory):
+    foreign = tmp_path_factory.mktemp("foreign") / "mine.vcf"
+    foreign.write_text("mine")
     for given, message in (
         ({"out": tmp_path / "out.bcf"}, "give a name that ends in .vcf.gz or .vcf"),
         ({"out": vcf}, "is the file that is scored"),
+        ({"out": foreign}, "is there already, and was not written by score"),
         ({"config": ScoreConfig(window=0)}, "window=0: must be at least 1"),
         ({"config": ScoreConfig(context=-1)}, "context=-1: must be at least 0"),
         ({"vcf": tmp_path / "no.vcf"}, "no such file"),

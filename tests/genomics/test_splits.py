@@ -145,7 +145,10 @@ def test_a_table_that_is_no_splits_is_refused(table):
 @pytest.mark.parametrize(
     ("told", "answer"),
     [
-        ({"test": ["chr1", "chr99"]}, r"data\.test: made\.fa: has no contig 'chr99'; did you mean"),
+        (
+            {"test": ["chr1", "chr99"]},
+            r"data\.test: made\.fa: has no contig 'chr99'; it has chr1, .*data=genome",
+        ),
         ({"validation": ["1"]}, r"data\.validation: .* with 'chr': did you mean 'chr1'"),
         ({"test": ["chr3"], "validation": ["chr3"]}, r"contig chr3 is in data\.test and data\.validation"),
         ({"window": 10_000_000}, r"every contig is shorter than the window of 10,000,000 .*longest has 2,300,000"),

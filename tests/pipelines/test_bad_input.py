@@ -73,6 +73,7 @@ def test_no_such_file(cli: Cli, workspace: Path) -> None:
     [
         ("data.window=2000", "made.fa: every contig is shorter than the window of 2,000"),
         ("data.test=[chr4]", "data.test: made.fa: has no contig 'chr4'; did you mean 'c4'?"),
+        ("data.annotation=genes.gff3", "data.annotation=genes.gff3: is for task=classify or segment; choose one"),
         ("data.test=[c3]", "made.fa: contig c3 is in data.test and data.validation"),
         (
             "backbone.pattern=[mamba9]",

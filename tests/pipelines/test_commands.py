@@ -119,6 +119,10 @@ def test_a_model_is_evaluated_where_it_stands(capsys: pytest.CaptureFixture[str]
     assert "model 0.5, baseline 0.7\n" in capsys.readouterr().out
     found = {path.name for path in Path("one/evaluation").iterdir()}
     assert found == {"table.txt", "evaluation.json", "metrics.json", "curve.png"}
+    other = evaluate_command(
+        EvaluateRoot(), invocation("evaluate"), measure, lambda _: {}, [], {"context": 8192, "mask_fraction": None}
+    )
+    assert other.result == "evaluation: one/evaluation-context-8192"  # beside the first, which one compares it with
 
 
 def test_a_run_is_imported_into_a_record_alone() -> None:

@@ -58,6 +58,8 @@ REVERSE = Field("SERP_LLR_REV", "Float", "SERP_LLR of the reverse strand")
 WHY = Field("SERP_WHY", "String", "Why the allele has no SERP_LLR")
 FIELDS = (LLR, FORWARD, REVERSE, WHY)
 
+OF_ANOTHER_GENOME = {Reason.UNKNOWN_CONTIG, Reason.BEYOND_CONTIG, Reason.REF_MISMATCH}  # what unites these reasons
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -131,8 +133,8 @@ def score(
         config: settings; ``chunk`` changes no score by more than 1e-5.
 
     Raises:
-        UserError: a file cannot be read or written, no contig of the VCF is one of the genome's, or most of its REF
-            bases are not those of the genome.
+        UserError: a file cannot be read or written, ``out`` is a file of something else, no contig of the VCF is one of
+            the genome's, or most of its REF bases are not those of the genome.
     """
     vcf, out = Path(vcf), Path(out)
     check_request(config, vcf, out)
@@ -148,6 +150,8 @@ def score(
     }
     job = _Job(loaded, store, config, vcf, out, origin)
     work = out.with_name(f"{out.name}.parts")
+    if out.exists() and not work.exists():
+        raise UserError(f"{out}: is there already, and was not written by score; choose another name, or delete it")
     with open_manifest(work, _plan(job)) as manifest:
         if manifest.is_done(_RESULT):
             return _describe(job, manifest, reused=True)
