@@ -51,9 +51,9 @@ def parse_annotation(path: Path | str, progress: bool = False) -> Contents:
     """Read an annotation file.
 
     A GFF3 row with several parents is given once for each. BED rows of 12 columns are transcripts: each block is an
-    exon, and its part between thickStart and thickEnd CDS. Other BED rows have their name as type where the file has
-    fewer than 64 names, and are of type ``region`` where it has more or none. Of GenBank, each part of a joined
-    location is a feature.
+    exon, and its part between thickStart and thickEnd CDS. Other BED rows have no parent, and their name as type where
+    the file has fewer than 64 names; they are of type ``region`` where it has more or none. Of GenBank, each part of a
+    joined location is a feature.
 
     Args:
         path: the file.
@@ -211,7 +211,7 @@ def _parse_bed(path: Path, lines: Iterator[str]) -> Contents:
         if strand not in _STRANDS:
             raise UserError(f"{path}: line {number}: strand {strand!r} must be +, - or .")
         name = columns[3] if len(columns) > 3 and columns[3] != "." else ""
-        row = Feature(columns[0], start, end, _STRANDS[strand], name, -1, name, number)
+        row = Feature(columns[0], start, end, _STRANDS[strand], name, -1, "", number)
         features += _blocks(path, row, columns) if len(columns) >= 12 else [row]
     names = {feature.type for feature in features}
     if len(names) >= _MANY_NAMES or "" in names:
@@ -231,7 +231,7 @@ def _blocks(path: Path, row: Feature, columns: list[str]) -> Iterator[Feature]:
             f"{path}: line {row.record}: columns 7 to 12 must be thickStart, thickEnd, itemRgb, blockCount, "
             "blockSizes and blockStarts"
         ) from None
-    name = row.parent or f"{row.contig}:{row.start}-{row.end}"
+    name = row.type or f"{row.contig}:{row.start}-{row.end}"
     for size, offset in zip(sizes, offsets, strict=True):
         start, end = row.start + offset, row.start + offset + size
         if end > row.end:

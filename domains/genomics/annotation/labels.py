@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from domains.errors import UserError
 from domains.genomics.annotation.table import FeatureTable
 from domains.genomics.store import TOKEN_BITS, GenomeStore
 from domains.genomics.tokens import A, G, T, reverse_complement
@@ -100,9 +101,11 @@ def label_bases(store: GenomeStore, table: FeatureTable) -> BaseLabels:
     """The labels of every base; two bytes a base of memory.
 
     Raises:
-        UserError: the annotation has no CDS, or does not fit the genome (see FeatureTable.check_genome).
+        UserError: the annotation has no CDS, does not tell its transcripts, or does not fit the genome (see
+            FeatureTable.check_genome).
     """
     table.check_type("CDS", "task.kind=segment")
+    _check_transcripts(table)
     table.check_genome(store)
     offsets = {contig.name: contig.offset for contig in store.contigs}
     named = set(table.contigs)
@@ -124,6 +127,15 @@ def label_bases(store: GenomeStore, table: FeatureTable) -> BaseLabels:
         CLASSES if (states == UTR).any() else CLASSES[:3],
         (sum(not transcript.fits for transcript in spliced), len(spliced)),
     )
+
+
+def _check_transcripts(table: FeatureTable) -> None:
+    """A UserError when CDS come from BED rows of fewer than 12 columns, which name no transcript."""
+    if table.format == "BED" and any(not table.parents[row["parent"]] for row in table.select("CDS")):
+        raise UserError(
+            f"{table.source}: which CDS belong to one transcript is not told by BED of fewer than 12 columns; for "
+            "task=segment give BED12, GFF3 or GTF"
+        )
 
 
 def transcripts(table: FeatureTable) -> Iterator[Transcript]:

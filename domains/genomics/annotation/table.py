@@ -22,7 +22,7 @@ from domains.genomics.store import GenomeStore
 from domains.store_folder import META, build_store, find_by_key, store_key
 from domains.words import counted
 
-FORMAT = 1  # raise it when the same file would give another table
+FORMAT = 2  # raise it when the same file would give another table
 _FEATURES = "features.npy"
 _SHOWN = 12  # types in a message
 _ROW = np.dtype(

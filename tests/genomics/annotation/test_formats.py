@@ -8,8 +8,11 @@ import pytest
 
 from domains.errors import UserError
 from domains.genomics.annotation.formats import parse_annotation
-from domains.genomics.annotation.labels import transcripts
+from domains.genomics.annotation.labels import CLASS_OF_STATE, CLASSES, label_bases, transcripts
 from domains.genomics.annotation.table import FeatureTable, prepare_annotation, read_annotation
+from domains.genomics.annotation.windows import label_windows
+from domains.genomics.config import DataConfig
+from domains.genomics.splits import Region, Splits
 from tests.genomics.annotation.files import BED12, BY_FORMAT, GFF3, GTF
 from tests.genomics.genomes import bare_store, make_store, random_bases
 
@@ -29,12 +32,8 @@ def test_every_format_gives_the_same_genes_to_the_base(tmp_path: Path, kind: str
     found = table(tmp_path, BY_FORMAT[kind])
     assert found.format == kind.removesuffix("12")
     genes = {(one.strand, *one.coding) for one in transcripts(found)}
-    if kind == "BED":  # whose rows name no transcript: each is one of its own, by its type
-        assert {(row.start, row.end, row.strand) for row in found.features()} == {
-            (10, 25, 1),
-            (40, 55, 1),
-            (60, 90, -1),
-        }
+    if kind == "BED":  # whose rows name no transcript: each is one of its own
+        assert genes == {(1, (10, 25)), (1, (40, 55)), (-1, (60, 90))}
     else:
         assert genes == {(1, (10, 25), (40, 55)), (-1, (60, 90))}
 
@@ -80,6 +79,24 @@ def test_blocks_of_bed12_are_exons_and_their_thick_parts_coding(tmp_path: Path) 
     text = BED12.replace("\t10\t55\t0\t2", "\t12\t50\t0\t2")
     rows = [(row.type, row.start, row.end) for row in table(tmp_path, text).features() if row.parent == "t1"]
     assert rows == [("exon", 10, 25), ("CDS", 12, 25), ("exon", 40, 55), ("CDS", 40, 50)]
+
+
+def test_bases_are_not_labelled_by_bed_that_names_no_transcript(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "genome", {"c": random_bases(100)})
+    with pytest.raises(UserError, match=r"made.txt: which CDS belong to one transcript is not told.*give BED12"):
+        label_bases(store, table(tmp_path, BY_FORMAT["BED"]))
+    assert {row.parent for row in table(tmp_path, BY_FORMAT["BED"]).features()} == {""}
+    classes = CLASS_OF_STATE[label_bases(store, table(tmp_path, BED12)).states]
+    assert (classes == CLASSES.index("CDS")).sum() == 60
+    assert (classes == CLASSES.index("intron")).sum() == 15
+
+
+def test_windows_are_labelled_by_bed_that_names_no_transcript(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "genome", {name: random_bases(100) for name in "cde"})
+    found = table(tmp_path, "".join(BY_FORMAT["BED"].replace("c\t", f"{name}\t") for name in "cde"))
+    splits = Splits(*([Region(name, 0, 100)] for name in "cde"), note="made")
+    windows = label_windows(store, found, splits, DataConfig(window=10, negatives="all")).train
+    assert windows.starts[windows.labels == 1].tolist() == [10, 20, 40, 50, 60, 70, 80]
 
 
 def test_names_of_bed_rows_are_types_while_they_are_few(tmp_path: Path) -> None:
