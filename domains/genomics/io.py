@@ -120,14 +120,18 @@ def unpacked(path: Path, file: io.BufferedReader) -> io.BufferedReader:
     """What a file holds, whether it is plain, gzip or bgzip; told by content.
 
     Raises:
-        UserError: a bgzip file without its end marker. What gzip itself finds comes as its own errors, when read.
+        UserError: it is compressed twice, or a bgzip file without its end marker. What gzip itself finds comes as its
+            own errors, when read.
     """
     head = file.peek(64)
     if not head.startswith(_GZIP_MAGIC):
         return file
     if head[3] & 4 and head[12:14] == b"BC":  # bgzip: a file cut between two of its blocks is still valid gzip
         _check_bgzip_end(path)
-    return io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER)
+    content: io.BufferedReader = io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER)
+    if content.peek(2).startswith(_GZIP_MAGIC):
+        raise UserError(f"{path}: is compressed twice; unpack it once (gunzip) and give what comes out")
+    return content
 
 
 def _first_text(path: Path, file: io.BufferedReader) -> bytes:
@@ -138,8 +142,6 @@ def _first_text(path: Path, file: io.BufferedReader) -> bytes:
         file.read(len(head))
     if not head:
         raise UserError(f"{path}: holds no sequence; give a FASTA or GenBank file")
-    if head.startswith(_GZIP_MAGIC):
-        raise UserError(f"{path}: is packed with gzip twice; unpack it once (gunzip) and give what comes out")
     for magic, name in _PACKED.items():
         if head.startswith(magic):
             raise UserError(f"{path}: is a {name} archive; unpack it, or pack it with gzip or bgzip")

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from domains.errors import UserError
 from domains.genomics.io import check_readable, open_watched, unpacked
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _BCF_MAGIC = b"BCF\2"
 _FIXED = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO")
 _INFO = 7
@@ -119,10 +118,7 @@ def open_vcf(path: Path | str, progress: bool = False) -> Iterator[VcfReader]:
     with open_watched(path, progress) as file:
         try:
             content = unpacked(path, file)
-            head = content.peek(4)
-            if content is not file and head.startswith(_GZIP_MAGIC):
-                raise UserError(f"{path}: is compressed twice; unpack it once (gunzip) and give what comes out")
-            if head.startswith(_BCF_MAGIC):
+            if content.peek(4).startswith(_BCF_MAGIC):
                 with closing(_bcf_lines(path)) as lines:
                     yield VcfReader(path, lines)
             else:

@@ -127,6 +127,7 @@ def test_names_of_bed_rows_are_types_while_they_are_few(tmp_path: Path) -> None:
         (BED12.replace("15,15,", "15,"), "line 1.*blockSizes"),
         (BED12.replace("0,30,", "0,31,"), "line 1.*behind its row"),
         (gzip.compress(GFF3.encode())[:-9], "truncated"),
+        (gzip.compress(gzip.compress(GFF3.encode())), "is compressed twice; unpack it once"),
         (BY_FORMAT["GenBank"].replace("join(11..25", "join(11.25"), "location of feature 2 .CDS. cannot be read"),
     ],
 )
