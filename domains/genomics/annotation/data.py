@@ -1,5 +1,6 @@
 """Labelled windows and labelled bases as batches: every batch a pure function of the seed and its number."""
 
+from bisect import bisect_right
 from typing import NamedTuple
 
 import numpy as np
@@ -119,10 +120,11 @@ class Tile(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """Tiles of at most ``window`` bases that cover a stretch.
+    """Tiles of ``window`` bases that cover a stretch, spread evenly, the same from either end.
 
-    Each base counts once, ``halo`` bases from its tile's edge. At the edges of the stretch there is no more to see. The
-    last tile begins early enough to be a whole window, if the stretch holds one.
+    Each base counts once, in the tile in which it is farther from the edge, and at least ``halo`` bases from it. At the
+    edges of the stretch there is no more to see. A stretch shorter than a window is one tile. The tile in the middle is
+    a base shorter where the lengths of stretch and window are one odd, one even.
     """
 
     start: int  # of the stretch, a position of store.raw
@@ -133,23 +135,44 @@ class Tiling(NamedTuple):
     @property
     def total(self) -> int:
         """How many there are; none of an empty stretch."""
-        return 1 + max(0, -(-(self.length - self.window) // self._step)) if self.length else 0
+        if not self.length:
+            return 0
+        count = 1 - -self._room // (self.window - 2 * self.halo)
+        return count + 1 if self.length % 2 and count % 2 == 0 else count  # the middle base wants a tile in the middle
 
     def tile(self, number: int) -> Tile:
         """One of them, from 0 on."""
-        start = max(0, min(number * self._step, self.length - self.window))
-        stop = min(start + self.window, self.length)
-        first = number * self._step + self.halo if number else 0
-        last = self.length if stop == self.length else stop - self.halo
+        total = self.total
+        start, stop = self._span(number, total)
+        first, last = self._border(number, total), self._border(number + 1, total)
         return Tile(*(self.start + at for at in (start, stop, first, last)))
 
     def number_of(self, base: int) -> int:
         """Number of the tile in which a base of the stretch counts, from 0 on both."""
-        return min(max(base - self.halo, 0) // self._step, self.total - 1)
+        total = self.total
+        return bisect_right(range(1, total), base, key=lambda number: self._border(number, total))
 
     @property
-    def _step(self) -> int:
-        return self.window - 2 * self.halo
+    def _room(self) -> int:
+        """Where the last tile starts."""
+        return max(0, self.length - self.window)
+
+    def _span(self, number: int, total: int) -> tuple[int, int]:
+        """Start and stop of a tile: those behind the middle mirror those before it."""
+        back = total - 1 - number
+        if number > back:
+            start, stop = self._span(back, total)
+            return self.length - stop, self.length - start
+        start = -(-number * self._room // max(total - 1, 1))
+        return start, min(start + self.window, self.length) if number < back else self.length - start
+
+    def _border(self, number: int, total: int) -> int:
+        """Where a tile begins to count: in the middle of what it shares with the one before it."""
+        if not 0 < number < total:
+            return self.length if number else 0
+        if 2 * number > total:
+            return self.length - self._border(total - number, total)
+        return (self._span(number, total)[0] + self._span(number - 1, total)[1]) // 2
 
 
 def tile(regions: list[Region], store: GenomeStore, window: int, halo: int) -> list[Tile]:

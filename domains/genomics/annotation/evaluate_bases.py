@@ -323,7 +323,7 @@ def _what(loaded: LoadedAnnotator, store: GenomeStore, bases: int, regions: list
     share = "" if data.label_fraction == 1 else f", {data.label_fraction:.0%} of the labels"
     return (
         f"{bases:,} labelled bases of {contigs}{more} of {store.source_name}, read in windows of {data.window:,} with "
-        f"{halo_of(data.window):,} bases of overlap at either edge{share}"
+        f"at least {halo_of(data.window):,} bases of overlap at either edge{share}"
     )
 
 

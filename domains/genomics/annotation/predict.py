@@ -35,7 +35,7 @@ from domains.hardware import choose_device
 from domains.manifest import Manifest, Plan, make_entry
 from domains.shards import Shard
 
-_FORMAT = 2
+_FORMAT = 3
 _PARQUET, _BEDGRAPH, _BIGWIG = ".parquet", ".bedgraph.gz", ".bw"
 
 
@@ -84,8 +84,8 @@ def annotate(
     each window counts for the middle of its stretch, up to where its neighbour's begins.
 
     Of a segmenter: ``contig``, ``position`` (0-based) and a column for each class and kind of site, for every base;
-    windows as long as in training overlap by an eighth at either edge. Null where the base is unknown. There are tracks
-    of all but the first class, which is none of the others.
+    windows as long as in training overlap by an eighth or more at either edge, the same from either end of a contig.
+    Null where the base is unknown. There are tracks of all but the first class, which is none of the others.
 
     bedGraph values are rounded to 3 decimals, those of bigWig are not.
 

@@ -164,7 +164,7 @@ def windows_a_call(loaded: LoadedAnnotator) -> int:
 
 
 def halo_of(window: int) -> int:
-    """Bases at either edge of a window whose answers are taken from the window beside it: an eighth of it."""
+    """Least bases at either edge of a window whose answers are taken from the window beside it: an eighth of it."""
     return window // 8
 
 

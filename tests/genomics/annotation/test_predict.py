@@ -21,7 +21,7 @@ from domains.genomics.annotation.tables import AnnotationTables
 from domains.genomics.annotation.trained import annotate_sequence, load_annotator
 from domains.genomics.config import PredictConfig
 from domains.genomics.store import GenomeStore
-from domains.genomics.tokens import N
+from domains.genomics.tokens import N, decode, encode, reverse_complement
 from tests.genomics.genomes import make_store, random_bases
 
 KINDS = ["classify", "segment"]
@@ -136,19 +136,35 @@ def test_windows_are_half_a_window_apart_and_the_last_ends_with_the_contig(model
     assert (drawn["a"][borders - 1] == drawn["a"][middles[:-1]]).all()
 
 
+TILES = {  # start, stop, and the bases that count, of windows of 512 that overlap by 128 or more
+    "a": [
+        (0, 512, 0, 445),
+        (378, 890, 445, 822),
+        (755, 1267, 822, 1200),
+        (1133, 1644, 1200, 1577),
+        (1510, 2022, 1577, 1955),
+        (1887, 2399, 1955, 2332),
+        (2265, 2777, 2332, 2777),
+    ],
+    "c": [
+        (0, 512, 0, 384),
+        (257, 769, 384, 641),
+        (513, 1024, 641, 896),
+        (768, 1280, 896, 1153),
+        (1025, 1537, 1153, 1537),
+    ],
+}
+
+
 def test_bases_are_told_by_tiles_whose_edges_overlap(models, store, tmp_path):
     done = run(models["segment"], store, tmp_path / "out")
     assert done.tracks == ("intergenic", *TRACKS["segment"])
     loaded, found = load_annotator(models["segment"]), table(tmp_path / "out")
     for contig in store.contigs:
-        expected, first = [], 0
-        while first < contig.length:
-            start = max(0, min(first - 64, contig.length - 512))
-            stop = min(contig.length, start + 512)
-            last = contig.length if stop == contig.length else stop - 64
+        expected = []
+        for start, stop, first, last in TILES.get(contig.name, [(0, contig.length, 0, contig.length)]):
             said = annotate_sequence(loaded, store.tokens(contig.name, start, stop))
             expected.append(np.array([said[track] for track in done.tracks]).T[first - start : last - start])
-            first = last
         wanted = np.concatenate(expected)
         wanted[store.tokens(contig.name) == N] = np.nan
         assert found[contig.name][:, 0].tolist() == list(range(contig.length))
@@ -158,6 +174,18 @@ def test_bases_are_told_by_tiles_whose_edges_overlap(models, store, tmp_path):
     for contig, values in drawn.items():
         np.testing.assert_allclose(values, found[contig][:, 2], atol=5.1e-4)
     assert not list((tmp_path / "out").glob("*.intergenic.*"))
+
+
+def test_bases_of_the_other_strand_get_the_same_answers(models, tmp_path):
+    """Of contigs of several windows, whose tiles are as the mirror wants them."""
+    lengths = [513, 514, 895, 896, 897, 1280, 1281, 1664, 1665, 2047, 2500, 2501, 3333]
+    sequences = {f"c{length}": random_bases(length, length) for length in lengths}
+    turned = {name: decode(reverse_complement(encode(bases))) for name, bases in sequences.items()}
+    for out, contigs in (("one", sequences), ("other", turned)):
+        run(models["segment"], make_store(tmp_path / out, contigs), tmp_path / out / "out")
+    one, other = (table(tmp_path / out / "out") for out in ("one", "other"))
+    for name in sequences:
+        np.testing.assert_allclose(one[name][:, 1:], other[name][::-1, 1:], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -109,16 +109,27 @@ def test_each_epoch_holds_every_item_once_in_an_order_of_its_own():
     assert np.array_equal(Order(10, rows=4, seed=1).batch(3), order.batch(3))
 
 
-@pytest.mark.parametrize(("length", "window", "halo"), [(1000, 100, 20), (1000, 128, 0), (90, 100, 20), (101, 100, 30)])
-def test_tiles_count_every_base_once_and_keep_their_halo(length, window, halo):
+@pytest.mark.parametrize(("window", "halo"), [(100, 20), (101, 30), (128, 0), (16, 2), (15, 1), (3, 1), (1, 0)])
+def test_tiles_count_every_base_once_keep_their_halo_and_mirror_each_other(window, halo):
+    for length in [*range(1, 9 * window), 50 * window, 50 * window + 1]:
+        check_tiles(length, window, halo)
+
+
+def check_tiles(length, window, halo):
     store = bare_store({"a": 7, "c": length})
     tiles = tile([Region("c", 0, length)], store, window, halo)
     counted = np.concatenate([np.arange(one.first, one.last) for one in tiles])
     assert counted.tolist() == list(range(7, 7 + length))
-    for one in tiles:
+    assert len(tiles) <= 2 + max(0, length - window) / (window - 2 * halo) + 1
+    for one, other in zip(tiles, tiles[::-1], strict=True):
         assert 7 <= one.start <= one.first < one.last <= one.stop <= 7 + length
-        assert one.stop - one.start == min(window, length)
+        in_the_middle = one == other and length > window
+        assert one.stop - one.start == min(window, length) - ((length - window) % 2 if in_the_middle else 0)
+        assert [14 + length - at for at in (other.stop, other.start, other.last, other.first)] == list(one)
         assert one.first - one.start >= halo or one.start == 7
         assert one.stop - one.last >= halo or one.stop == 7 + length
     numbers = [Tiling(7, length, window, halo).number_of(base) for base in range(length)]
-    assert all(tiles[number].first <= 7 + base < tiles[number].last for base, number in enumerate(numbers))
+    assert numbers == np.repeat(np.arange(len(tiles)), [one.last - one.first for one in tiles]).tolist()
+    if length > 2 * window:  # spread evenly
+        apart = np.diff([one.start for one in tiles])
+        assert apart.max() - apart.min() <= 2
