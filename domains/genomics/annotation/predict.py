@@ -80,8 +80,9 @@ def annotate(
     """Write what a model of annotation says of every contig of a genome.
 
     Of a classifier: columns ``contig``, ``start``, ``end`` (0-based, half-open) and ``probability``, for windows half a
-    window apart and one that ends with the contig; null where more than a tenth of the window is unknown. In tracks
-    each window counts for the middle of its stretch, up to where its neighbour's begins.
+    window apart and one that ends with the contig; null where more than a tenth of the window is unknown: N, or beyond
+    a contig that is shorter than a window. In tracks each window counts for the middle of its stretch, up to where its
+    neighbour's begins.
 
     Of a segmenter: ``contig``, ``position`` (0-based) and a column for each class and kind of site, for every base;
     windows as long as in training overlap by an eighth or more at either edge, the same from either end of a contig.

@@ -89,8 +89,9 @@ class WindowRows:
         start, end = places.start + offset, places.end + offset
         values = window_probabilities(self._loaded, self._store, start)
         read = self._store.raw[start[0] : end[-1]] & np.uint8(TOKEN_BITS)
-        unknown = np.concatenate([[0], np.cumsum(read == N)])
-        values[unknown[end - start[0]] - unknown[start - start[0]] > MAX_UNKNOWN * self._window] = np.nan
+        known = np.concatenate([[0], np.cumsum(read != N)])
+        unknown = self._window - (known[end - start[0]] - known[start - start[0]])  # beyond the contig all are
+        values[unknown > MAX_UNKNOWN * self._window] = np.nan
         return values
 
     def _places(self, first: int, stop: int) -> Places:

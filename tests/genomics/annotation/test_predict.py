@@ -122,7 +122,7 @@ def test_windows_are_half_a_window_apart_and_the_last_ends_with_the_contig(model
         for start, _, probability in found[contig.name][:: 1 if contig.length < 1000 else 7]:
             at = int(start)
             if np.isnan(probability):
-                assert (store.tokens(contig.name, at, at + 60) == N).sum() > 6
+                assert (tokens[20 + at : 80 + at] == N).sum() > 6
             else:
                 said = annotate_sequence(loaded, tokens[at : at + 100])["probability"]
                 assert probability == pytest.approx(said, abs=1e-6)
@@ -134,6 +134,44 @@ def test_windows_are_half_a_window_apart_and_the_last_ends_with_the_contig(model
     borders = (middles[1:] + middles[:-1]) // 2
     assert (drawn["a"][borders] == drawn["a"][middles[1:]]).all()
     assert (drawn["a"][borders - 1] == drawn["a"][middles[:-1]]).all()
+
+
+def test_windows_are_told_up_to_a_tenth_unknown_and_no_further(models, tmp_path):
+    bases = random_bases(60, 1)
+    contigs = {
+        "tenth": "N" * 6 + bases[6:],
+        "more": "N" * 7 + bases[7:],
+        "short": bases[:54],
+        "shorter": bases[:53],
+        "both": "N" * 3 + bases[3:57],
+        "more_of_both": "N" * 4 + bases[4:57],
+    }
+    store = make_store(tmp_path, contigs)
+    run(models["classify"], store, tmp_path / "out")
+    told = {name: not np.isnan(found[:, 2]).any() for name, found in table(tmp_path / "out").items()}
+    assert told == {"tenth": True, "more": False, "short": True, "shorter": False, "both": True, "more_of_both": False}
+
+
+def test_a_window_is_drawn_up_to_where_the_stretch_of_its_neighbour_begins(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "window_probabilities", lambda loaded, store, starts: (starts / 1000).astype(np.float32))
+    store = make_store(tmp_path, {"c": random_bases(200, 1), "d": random_bases(60, 2), "e": random_bases(61, 3)})
+    run(models["classify"], store, tmp_path / "out")
+    drawn = {
+        name: [line.split("\t")[1:] for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+        for name in store.names
+        for path in [tmp_path / "out" / f"{name}.probability.bedgraph.gz"]
+    }
+    # windows of 60 from 0, 30, 60, 90, 120 and 140: the borders lie midway between their middles
+    assert drawn["c"] == [
+        ["0", "45", "0"],
+        ["45", "75", "0.03"],
+        ["75", "105", "0.06"],
+        ["105", "135", "0.09"],
+        ["135", "160", "0.12"],
+        ["160", "200", "0.14"],
+    ]
+    assert drawn["d"] == [["0", "60", "0.2"]]
+    assert drawn["e"] == [["0", "30", "0.26"], ["30", "61", "0.261"]]
 
 
 TILES = {  # start, stop, and the bases that count, of windows of 512 that overlap by 128 or more
@@ -335,7 +373,9 @@ def test_bigwig_holds_every_value_unrounded(models, store, tmp_path, kind):
     for number, track in enumerate(TRACKS[kind]):
         drawn = bedgraph(out, track, store)
         with pybigtools.open(str(out / f"{track}.bw")) as file:
-            for contig in store.contigs:
+            told = [contig for contig in store.contigs if not np.isnan(drawn[contig.name]).all()]
+            assert file.chroms() == {contig.name: contig.length for contig in told}
+            for contig in told:
                 values = file.values(contig.name, 0, contig.length, missing=np.nan)
                 np.testing.assert_allclose(values, drawn[contig.name], atol=5.1e-4)
                 exact = found[contig.name][:, 2 + number]
