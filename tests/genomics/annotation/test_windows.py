@@ -50,6 +50,14 @@ def test_a_window_is_positive_from_a_share_of_its_bases_and_negative_without_any
     assert [start for start, label in found.items() if not label][:2] == [40, 50]
 
 
+@pytest.mark.parametrize("overlap", [0.05, 0.5, 0.55, 1.0])
+def test_windows_between_the_two_kinds_are_left_out_to_the_base(store, overlap):
+    found = labels(label_windows(store, table((30, 70)), SPLITS, replace(DATA, min_overlap=overlap, stride=1)).train)
+    inside = {start: sum(30 <= base < 70 for base in range(start, start + 20)) for start in range(381)}
+    least = {0.05: 1, 0.5: 10, 0.55: 11, 1.0: 20}[overlap]
+    assert found == {start: int(bases > 0) for start, bases in inside.items() if bases == 0 or bases >= least}
+
+
 def test_windows_keep_to_their_contig_their_region_and_known_bases(tmp_path):
     store = make_store(tmp_path, {"c0": "N" * 3 + "A" * 97, "c1": "A" * 100, "c2": "A" * 100, "bare": "A" * 100})
     splits = Splits([Region("c0", 0, 90), Region("bare", 0, 100)], [Region("c1", 0, 100)], [Region("c2", 0, 100)], "")
