@@ -92,7 +92,7 @@ class DivisionConfig:
 class PredictConfig(DivisionConfig):
     """Per-base log-likelihood of every contig of a genome, or what a model of annotation says of it.
 
-    The latter takes ``tracks``, ``block`` and who does the job; none of them changes what it says.
+    The latter takes ``tracks``, ``block`` and who does the job, and nothing else; none of them changes what it says.
     """
 
     both_strands: bool = False

@@ -16,6 +16,7 @@ from domains.errors import UserError
 from domains.genomics.annotation.evaluate_bases import BaseEvaluation, evaluate_bases
 from domains.genomics.annotation.evaluate_windows import WindowEvaluation, evaluate_windows
 from domains.genomics.annotation.models import WindowClassifier
+from domains.genomics.annotation.settings import refuse_ignored
 from domains.genomics.annotation.table import FeatureTable
 from domains.genomics.annotation.trained import load_annotator
 from domains.genomics.config import EvaluateConfig
@@ -36,8 +37,10 @@ def evaluate(
     """Score the test regions with a model and with baselines fitted on the labels that it learned from.
 
     Raises:
-        UserError: the model folder is not complete, or genome or annotation are not those of the training.
+        UserError: a setting makes no sense; the model folder is not complete; or genome or annotation are not those of
+            the training.
     """
+    refuse_ignored(config)
     if config.max_bases is not None and config.max_bases < 1:
         raise UserError(f"max_bases={config.max_bases}: must be at least 1, or left out")
     target = choose_device(device)

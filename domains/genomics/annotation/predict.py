@@ -21,6 +21,7 @@ from domains.files import atomic_file
 from domains.genomics.annotation.labels import SITES
 from domains.genomics.annotation.models import WindowClassifier
 from domains.genomics.annotation.rows import Rows, open_rows
+from domains.genomics.annotation.settings import refuse_ignored
 from domains.genomics.annotation.tables import AnnotationTables
 from domains.genomics.annotation.trained import LoadedAnnotator, load_annotator
 from domains.genomics.config import PredictConfig
@@ -95,13 +96,14 @@ def annotate(
         store: the prepared genome.
         out: folder of the results; parts done there by the same model, of the same genome, are skipped when their
             files are what the manifest says.
-        config: ``tracks``, ``block`` and who does the work; none of them changes a number. Models of annotation do not
-            ask for the rest: blocks know what is around them, and both strands are read anyway.
+        config: ``tracks``, ``block`` and who does the work; none of them changes a number. The rest is refused unless
+            it is left out: blocks know what is around them, and both strands are read anyway.
 
     Raises:
         UserError: a setting makes no sense; the folder holds results of another model, genome or setting, or other
             files; another process is writing into it; or the disk is full.
     """
+    refuse_ignored(config)
     check_request(config)
     if "bigwig" in config.tracks:
         check_bigwig(store)

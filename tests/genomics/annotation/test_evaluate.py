@@ -12,7 +12,7 @@ from domains.genomics.annotation.evaluate import evaluate, main
 from domains.genomics.annotation.labels import CLASS_OF_STATE, CODING, INTERGENIC, INTRON, label_bases
 from domains.genomics.annotation.metrics import reliability, score_binary
 from domains.genomics.annotation.trained import load_annotator, read_annotator
-from domains.genomics.config import EvaluateConfig
+from domains.genomics.config import EvaluateConfig, WindowsConfig
 from domains.genomics.model import load_model
 
 
@@ -48,6 +48,22 @@ def test_windows_are_scored_beside_baselines_on_the_same_windows(genes, classifi
     alone = evaluate(classifier, *genes, EvaluateConfig(baselines=False), device="cpu", progress=False)
     assert [method.name for method in alone.methods] == ["model"]
     assert alone.methods[0] == found.methods[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"both_strands": False}, "both_strands=false: means nothing to a model of annotation; leave it out"),
+        ({"chunk": 512}, "chunk=512: means nothing"),
+        ({"windows": WindowsConfig(halo=64)}, "windows.halo=64: means nothing"),
+        ({"mask_fraction": 0.1}, "mask_fraction=0.1: means nothing"),
+        ({"context": 512}, "context=512: means nothing"),
+        ({"max_order": 3}, "max_order=3: means nothing"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(genes, classifier, changes, told):
+    with pytest.raises(UserError, match=told):
+        evaluate(classifier, *genes, EvaluateConfig(**changes), device="cpu", progress=False)
 
 
 def test_bases_are_scored_beside_codon_models(genes, segmenter):

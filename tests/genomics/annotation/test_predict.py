@@ -19,7 +19,7 @@ from domains.genomics.annotation.predict import annotate
 from domains.genomics.annotation.rows import Places
 from domains.genomics.annotation.tables import AnnotationTables
 from domains.genomics.annotation.trained import annotate_sequence, load_annotator
-from domains.genomics.config import PredictConfig
+from domains.genomics.config import PredictConfig, WindowsConfig
 from domains.genomics.store import GenomeStore
 from domains.genomics.tokens import N, decode, encode, reverse_complement
 from tests.genomics.genomes import make_store, random_bases
@@ -415,6 +415,12 @@ def test_memory_does_not_grow_with_the_contig(models, tmp_path, monkeypatch, kin
         ({"block": 100}, "block=100: must be at least 512, the window of this model"),
         ({"shards": 2, "shard": 0, "engine": "ray"}, "shards and engine=ray do not go together"),
         ({"shards": 2, "shard": 2}, "shard=2: must be at most 1"),
+        ({"both_strands": True}, "both_strands=true: means nothing to a model of annotation; leave it out"),
+        ({"warmup": 64}, "warmup=64: means nothing to a model of annotation; leave it out"),
+        ({"chunk": 512}, "chunk=512: means nothing"),
+        ({"mask_every": 4}, "mask_every=4: means nothing"),
+        ({"windows": WindowsConfig(length=512)}, "windows.length=512: means nothing"),
+        ({"windows": WindowsConfig(halo=64)}, "windows.halo=64: means nothing"),
         ({"tracks": ["wig"]}, "there is no 'wig'; there are bedgraph, bigwig"),
         ({"tracks": ["bigwig"]}, "has 5 contigs, and a bigWig file takes at most 4; give tracks="),
     ],
