@@ -36,11 +36,11 @@ def adopt(config: TrainConfig, *, resume: bool = False) -> TrainConfig:
 def load_pretrained(encoder: BothStrands, config: TrainConfig, store: GenomeStore, splits: Splits) -> dict[str, Any]:
     """Put the weights of ``task.pretrained`` into ``encoder``; what there is to say about them, as plain values.
 
-    ``trained_on_test`` counts the bases of the test regions that the model was pre-trained on, None where it was
-    pre-trained on another genome.
+    ``trained_on_test`` counts the bases of the test regions that the model was pre-trained on; where it was pre-trained
+    on another file, it is a line that says so.
     """
     record = _record(config.task.pretrained)
-    seen = None
+    seen: int | str = f"cannot be told, because it was pre-trained on another file ({record.source})"
     if record.fingerprint == store.fingerprint:
         seen = sum(_common(test, train) for test in splits.test for train in record.splits.train)
     described = describe(record, record.config.task.kind, encoder.load_pretrained(record.path))
@@ -50,7 +50,10 @@ def load_pretrained(encoder: BothStrands, config: TrainConfig, store: GenomeStor
 def note(pretrained: dict[str, Any]) -> str:
     """One line for people."""
     seen = pretrained["trained_on_test"]
-    warning = f"; it has read {seen:,} bases of the test regions without labels" if seen else ""
+    if isinstance(seen, str):
+        warning = f"; whether it has read test regions {seen}"
+    else:
+        warning = f"; it has read {seen:,} bases of the test regions without labels" if seen else ""
     how = "frozen" if pretrained["frozen"] else "trained on"
     return f"backbone from {pretrained['folder']} ({pretrained['kind']}, {pretrained['source']}), {how}{warning}"
 

@@ -10,10 +10,13 @@ from safetensors.torch import load_file
 from domains.errors import UserError
 from domains.folder import read_json
 from domains.genomics.annotation.data import Order, Tiling, tile
+from domains.genomics.annotation.evaluate import evaluate
+from domains.genomics.annotation.pretrained import note
+from domains.genomics.config import EvaluateConfig
 from domains.genomics.splits import Region
 from domains.genomics.train import train
 from tests.genomics.annotation.genes import genes_config
-from tests.genomics.genomes import bare_store
+from tests.genomics.genomes import bare_store, make_store, random_bases
 from tests.genomics.tiny import tiny_config
 
 
@@ -70,6 +73,19 @@ def test_a_pretrained_backbone_comes_with_its_sizes_and_may_be_kept_as_it_is(gen
     store = genes[0]
     assert (told["kind"], told["frozen"]) == ("causal", True)
     assert told["trained_on_test"] == store.contig("c4").length  # it read the test contig, and the record says so
+
+
+def test_of_a_model_pretrained_on_another_file_it_cannot_be_told_what_it_has_read(genes, tmp_path):
+    other = tiny_config(make_store(tmp_path, {f"c{i}": random_bases(300, i) for i in range(5)}), max_steps=1)
+    other.data.window_warmup = []
+    before = train(other, tmp_path / "language", progress=False).model_dir
+    config = genes_config(*genes, "classify", task={"pretrained": str(before)})
+    done = train(config, tmp_path / "run", progress=False)
+    found = evaluate(done.model_dir, *genes, EvaluateConfig(baselines=False), device="cpu", progress=False)
+    told = found.to_dict()["pretrained"]
+    reason = "cannot be told, because it was pre-trained on another file (made.fa)"
+    assert told["trained_on_test"] == reason
+    assert note(told).endswith(f"trained on; whether it has read test regions {reason}")
 
 
 @pytest.mark.parametrize(
