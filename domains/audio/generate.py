@@ -1,6 +1,7 @@
 """Drawing sound from a generator: constant time and memory for each sample, as loud as the prompt."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from domains.audio.tokens import decode, encode
 from domains.audio.trained import GENERATE, LoadedModel, load_model
 from domains.config import MANY, check_range, check_seed
 from domains.errors import UserError
-from domains.folder import write_json
+from domains.folder import read_json, write_json
 from domains.hardware import choose_device, full_precision
+from domains.settings import flatten
 
 _MOST = 1024  # sounds drawn side by side: each has a state of its own in memory
 _LONGEST = 3600.0  # s
+_STEM = "sample"  # of the files' names
+_SETTINGS = "settings."  # of a draw, among what tells of it
 _AT_ONCE = 256  # samples between two looks at the clock
 
 
@@ -51,18 +55,19 @@ def generate(
 ) -> list[Path]:
     """Draw sounds and write each as ``<out>/sample-<number>.wav``, with its provenance beside it as JSON.
 
-    The same settings give the same bytes on the same hardware. Files of those names are replaced.
+    The same settings give the same bytes on the same hardware, and may be drawn into the same folder again.
 
     Returns:
-        the WAV files.
+        the WAV files, each of which begins with the prompt.
 
     Raises:
         UserError: a setting out of range, a prompt that cannot be read, a model that is no generator, or a folder that
-            cannot be written.
+            cannot be written, or holds other files or sounds of another draw.
     """
     check_request(config)
     loaded = load_model(model_dir, str(choose_device(device)), (GENERATE,))
     prompt = _prompt(config, loaded.sound.rate)
+    _check_out(Path(out), _about(prompt, loaded, config))
     drawn = draw_sounds(loaded, prompt, config, progress=progress)
     return list(write_sounds(Path(out), drawn, loaded, config))
 
@@ -120,35 +125,58 @@ def draw_sounds(loaded: LoadedModel, prompt: np.ndarray, config: GenerateConfig,
 
 
 def write_sounds(
-    out: Path, drawn: Drawn, loaded: LoadedModel, config: GenerateConfig, stem: str = "sample"
+    out: Path, drawn: Drawn, loaded: LoadedModel, config: GenerateConfig, stem: str = _STEM
 ) -> Iterator[Path]:
-    """Write each sound as ``<stem>-<number>.wav``, and then its provenance; a UserError when that is not possible."""
+    """Write each sound as ``<stem>-<number>.wav``, after its provenance; a UserError when that is not possible.
+
+    Provenance comes first, so that an interrupted draw leaves no sound of which nothing is known.
+    """
+    about = _about(drawn.samples[0, : drawn.prompt], loaded, config)
     try:
         out.mkdir(parents=True, exist_ok=True)
         digits = len(str(len(drawn.samples)))
         for i, samples in enumerate(drawn.samples, start=1):
             path = out / f"{stem}-{i:0{digits}}.wav"
+            write_json(path.with_suffix(".json"), {"file": path.name, "number": i, **about})
             write_clip(path, samples, drawn.rate)
-            write_json(path.with_suffix(".json"), _provenance(path, i, drawn, loaded, config))
             yield path
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}); choose another out folder") from None
 
 
-def _provenance(path: Path, number: int, drawn: Drawn, loaded: LoadedModel, config: GenerateConfig) -> dict[str, Any]:
-    """All that it takes to get a sound again, and which part of it is the prompt."""
-    settings = asdict(config) | {"prompt": Path(config.prompt).name}
+def _about(prompt: np.ndarray, loaded: LoadedModel, config: GenerateConfig) -> dict[str, Any]:
+    """What the sounds of a draw have in common: all that it takes to get them again, and how much is the prompt."""
+    rate = loaded.sound.rate
     return {
-        "file": path.name,
-        "number": number,
         "model": loaded.hash,
         "trained_on": loaded.source,
-        "rate": drawn.rate,
-        "prompt_samples": drawn.prompt,
-        "drawn_samples": drawn.samples.shape[1] - drawn.prompt,
-        "settings": settings,
+        "rate": rate,
+        "prompt_samples": len(prompt),
+        "prompt_sha256": hashlib.sha256(np.asarray(prompt, dtype="<f4").tobytes()).hexdigest() if len(prompt) else None,
+        "drawn_samples": round(config.seconds * rate),
+        "settings": asdict(config) | {"prompt": Path(config.prompt).name},
         "device": next(loaded.model.parameters()).device.type,
     }
+
+
+def _check_out(out: Path, about: Mapping[str, Any]) -> None:
+    """Make sure that nothing but sounds of this draw, and what was made of them, can be replaced in a folder."""
+    try:
+        names = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.exists() else set()
+    except OSError as error:
+        raise UserError(f"{out}: cannot be read ({error.strerror}); choose another out folder") from None
+    told = sorted(name for name in names if name.startswith(f"{_STEM}-") and name.endswith(".json"))
+    wanted = flatten(about)
+    for name in told:
+        found = flatten(read_json(out / name))
+        others = [key for key, value in wanted.items() if found.get(key) != value]
+        for key in sorted(others, key=lambda key: not key.startswith(_SETTINGS))[:1]:
+            own = key.startswith(_SETTINGS)
+            how = f"{key.removeprefix(_SETTINGS)}={found.get(key)}" if own else f"another {key.split('_')[0]}"
+            raise UserError(f"{out}: holds sounds drawn with {how}; choose another out folder")
+    sounds = {name for name in names if name.startswith(f"{_STEM}-") and name.endswith(".wav")}
+    if (names and not told) or sounds - {f"{Path(name).stem}.wav" for name in told}:
+        raise UserError(f"{out}: holds other files; choose a new out folder")
 
 
 def _prompt(config: GenerateConfig, rate: int) -> np.ndarray:

@@ -155,18 +155,18 @@ AUDIO = Domain(
             word="generate",
             summary="Draw sounds from a generator.",
             about="Goes on from a prompt sample by sample, in constant time and memory for each, as loud as the "
-            "prompt, and writes WAV files with what it takes to draw them again, spectrograms, and a page that plays "
-            "them. The MLflow run of the model gets them too.",
+            "prompt, and writes WAV files, each of which begins with the prompt, what it takes to draw them again, "
+            "spectrograms, and a page that plays them. The MLflow run of the model gets them too.",
             options=(
                 MODEL,
                 ("prompt", "sound file to go on from (none)"),
                 ("prompt_seconds", "of its end that are read (all)"),
-                ("seconds", "to draw (5)"),
+                ("seconds", "to draw, behind the prompt (5)"),
                 ("count", "sounds, drawn side by side (1)"),
                 ("temperature", "below 1 prefers what the model holds likely (1.0)"),
                 ("top_p", "draw from the likeliest levels of this probability together (1.0)"),
                 ("seed", "the same seed gives the same bytes (0)"),
-                ("out", "folder of the sounds"),
+                ("out", "folder of the sounds: a new one, or that of the same draw"),
                 DEVICE,
                 TRACKING,
             ),

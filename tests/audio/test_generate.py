@@ -62,6 +62,37 @@ def test_the_same_seed_gives_the_same_bytes(model: Path, tmp_path: Path) -> None
     }
 
 
+def test_a_folder_holds_one_draw(model: Path, tmp_path: Path) -> None:
+    """The same settings write the same bytes again; with others, or beside other files, nothing is replaced."""
+    out, prompt = tmp_path / "out", write(tmp_path / "seed.wav", noise(0.1, rate=RATE), RATE)
+    first = run(model, out, count=2, prompt=str(prompt))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    first[1].unlink()  # interrupted: drawn again
+    run(model, out, count=2, prompt=str(prompt))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    for settings, told in (
+        ({"count": 1}, "count=2"),
+        ({"count": 2, "seed": 1}, "seed=0"),
+        ({"count": 2, "temperature": 0.5}, r"temperature=1\.0"),
+        ({"count": 2, "prompt": ""}, r"prompt=seed\.wav"),
+    ):
+        with pytest.raises(UserError, match=f"out: holds sounds drawn with {told}; choose another out folder"):
+            run(model, out, **{"prompt": str(prompt), **settings})
+    with pytest.raises(UserError, match="holds sounds drawn with another model"):
+        run(save(tmp_path / "other", "generate", seed=2), out, count=2, prompt=str(prompt))
+    write(prompt, noise(0.1, 5, rate=RATE), RATE)  # of the same name and length
+    with pytest.raises(UserError, match="holds sounds drawn with another prompt"):
+        run(model, out, count=2, prompt=str(prompt))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    mine = tmp_path / "mine"
+    write(mine / "sample-1.wav", noise(0.1), RATE)
+    with pytest.raises(UserError, match="mine: holds other files; choose a new out folder"):
+        run(model, mine)
+    write(out / "sample-9.wav", noise(0.1), RATE)
+    with pytest.raises(UserError, match="out: holds other files; choose a new out folder"):
+        run(model, out, count=2, prompt=str(write(prompt, noise(0.1, rate=RATE), RATE)))
+
+
 def test_the_provenance_is_enough_to_draw_again(model: Path, tmp_path: Path) -> None:
     prompt = write(tmp_path / "seed.wav", noise(0.2), 16000)
     told = run(model, tmp_path / "a", prompt=str(prompt), prompt_seconds=0.15, count=3, seed=5, top_p=0.9)

@@ -143,6 +143,22 @@ def test_the_same_line_gives_the_same_bytes(whole: Path, audio: Cli, workspace: 
         assert (out / f"sample-{i}.wav").read_bytes() == (whole / "samples" / f"sample-{i}.wav").read_bytes()
 
 
+def test_sounds_of_another_draw_are_not_replaced(audio: Cli, workspace: Path) -> None:
+    save(workspace / "model", "generate")
+    words = ("generate", "model=model", *DRAW, "out=sounds")
+    assert audio(*words).code == 0
+    before = {path.name: path.read_bytes() for path in Path("sounds").iterdir()}
+    other = audio(*words, "count=1")
+    assert (other.code, other.errors) == (
+        2,
+        ["error: sounds: holds sounds drawn with count=2; choose another out folder"],
+    )
+    assert {path.name: path.read_bytes() for path in Path("sounds").iterdir()} == before
+    again = audio(*words)
+    assert again.code == 0, again.err
+    assert Path("sounds/sample-1.wav").read_bytes() == before["sample-1.wav"]
+
+
 def test_a_page_escapes_names_and_shows_the_first_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.audio import players
 
@@ -314,5 +330,6 @@ def test_commands_take_the_defaults_of_the_domain() -> None:
 def test_help_has_an_example_that_composes(audio: Cli, word: str) -> None:
     done = audio(word, "--help")
     assert done.code == 0
+    assert ("begins with the prompt" in " ".join(done.out.split())) is (word == "generate")
     (example,) = re.findall(rf"python -m pipelines\.audio ({word} model=.*)", done.out)
     assert audio(*example.split(), "--cfg", "job").code == 0
