@@ -36,13 +36,19 @@ class BitsRow(NamedTuple):
 
 
 class ContextRow(NamedTuple):
-    """Bits per sample of those that had so many of their clip before them, and fewer than those of the next row."""
+    """Bits per sample of those that had from ``before`` to ``most`` samples of their clip before them."""
 
     before: int
+    most: int | None  # None: however many
     samples: int
     model: float
     linear: float
     context: float
+
+    @property
+    def span(self) -> str:
+        """How many came before, for people."""
+        return f"{self.before:,} and more" if self.most is None else f"{self.before:,} to {self.most:,}"
 
 
 @dataclass(frozen=True)
@@ -240,8 +246,9 @@ class _Places:
     def rows(self) -> list[ContextRow]:
         """Of the places that occur."""
         means = [bits / np.maximum(self._samples, 1) for bits in self._bits.values()]
-        every = zip(self._edges.tolist(), self._samples.tolist(), *(mean.tolist() for mean in means), strict=True)
-        return [ContextRow(*row) for row in every if row[1]]
+        most = [*(edge - 1 for edge in STEPS), None]
+        every = zip(self._edges.tolist(), most, self._samples.tolist(), *(mean.tolist() for mean in means), strict=True)
+        return [row for row in (ContextRow(*values) for values in every) if row.samples]
 
 
 def _rows(store: AudioStore, test: Mapping[int, int], totals: Mapping[str, BitsPerSample]) -> list[BitsRow]:
@@ -255,7 +262,7 @@ def _rows(store: AudioStore, test: Mapping[int, int], totals: Mapping[str, BitsP
 def _lines(names: Sequence[str], rows: Sequence[BitsRow | ContextRow]) -> list[str]:
     first, *methods = names
     cells = [[first, "samples", *methods]]
-    for what, samples, *bits in rows:
-        shown = f"{what:,} and more" if isinstance(what, int) else str(what)
-        cells.append([shown, f"{samples:,}", *(f"{value:.4f}" for value in bits)])
+    for row in rows:
+        bits = (f"{value:.4f}" for value in (row.model, row.linear, row.context))
+        cells.append([row.span if isinstance(row, ContextRow) else row.name, f"{row.samples:,}", *bits])
     return aligned(cells)

@@ -62,7 +62,7 @@ def _draw_bits(found: "BitsEvaluation") -> dict[str, Figure]:
 
     label = "bits per sample (lower is better)"
     total, *clips = found.rows
-    heard = [f"{row.before:,} and more" for row in found.by_context]
+    heard = [row.span for row in found.by_context]
     plots = {
         "bits_by_clip": by_part([row.name for row in clips], measures(clips), label=label),
         "bits_by_samples_heard": by_part(heard, measures(found.by_context), label=label),

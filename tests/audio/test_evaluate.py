@@ -81,7 +81,7 @@ def test_bits_by_clip_and_by_context_add_up_to_all(bits: BitsEvaluation, prompts
         for name in (MODEL, "linear", "context"):
             mean = sum(row.samples * getattr(row, name) for row in rows) / total.samples
             assert mean == pytest.approx(getattr(total, name))
-    assert [row.before for row in bits.by_context] == [0, 1024, 8192]
+    assert [(row.before, row.most) for row in bits.by_context] == [(0, 1023), (1024, 8191), (8192, 65_535)]
     assert bits.by_context[0].samples == 2048
     assert bits.differences["linear"].value == pytest.approx(total.model - total.linear)
     assert bits.differences["linear"].units == 2
@@ -100,6 +100,9 @@ def test_the_table_of_bits_says_what_json_and_tracker_say(bits: BitsEvaluation, 
         assert f"{value:.4f}" in table
     assert bits.linear_name in table
     assert "model - context" in table
+    for row, span in zip(bits.by_context, ("0 to 1,023", "1,024 to 8,191", "8,192 to 65,535"), strict=True):
+        assert any(line.startswith(f"{span} ") and f"{row.samples:,}" in line for line in table.splitlines())
+    assert bits.by_context[-1]._replace(before=524_288, most=None).span == "524,288 and more"
     bits.save(tmp_path / "bits.json")
     kept = json.loads((tmp_path / "bits.json").read_text())
     assert kept["rows"][0] == total._asdict()
