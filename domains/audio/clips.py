@@ -44,6 +44,9 @@ class Reject(NamedTuple):
     reason: str  # one of the constants here, in domains.audio.io and in domains.audio.prepare
     detail: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.file or 'a row'}: {self.reason}{self.detail and f' ({self.detail})'}"
+
 
 class Found(NamedTuple):
     """What there is to read.
@@ -78,6 +81,8 @@ def find_clips(source: SourceConfig) -> Found:
 
 
 def _from_folder(root: Path, stores: Path) -> Found:
+    if root.is_file():
+        raise UserError(f"{root}: is a file; give the folder of the clips, or data.manifest={root} if it lists them")
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; check data.root")
     sources, rejects = [], []

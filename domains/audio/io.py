@@ -25,12 +25,12 @@ RATES = (1_000, 768_000)  # samples per second that a header may tell
 # Reasons why a file is no clip.
 MISSING = "no such file"
 UNREADABLE = "cannot be opened"
-NO_AUDIO = "is not audio"
-EMPTY = "holds no sample"
+NO_AUDIO = "not audio"
+EMPTY = "no sample in it"
 BAD_RATE = "absurd rate in its header"
 CUT_SHORT = "cut short"
 DAMAGED = "damaged"
-NOT_FINITE = "holds samples that are not numbers"
+NOT_FINITE = "samples that are not numbers"
 
 _BLOCK = 1 << 19  # samples of all channels decoded at a time
 _SECTION = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)  # in libsndfile's log
@@ -47,7 +47,8 @@ class ClipError(UserError):
     """
 
     def __init__(self, path: Path | str, reason: str, detail: str = "") -> None:
-        super().__init__(f"{path}: {reason}{detail and f' ({detail})'}; mend the file or leave it out")
+        remedy = "check the path" if reason == MISSING else "mend the file or leave it out"
+        super().__init__(f"{path}: {reason}{detail and f' ({detail})'}; {remedy}")
         self.reason = reason
         self.detail = detail
 

@@ -128,8 +128,9 @@ def predict(
         progress: show a bar, and say on standard error which files are kept aside.
 
     Raises:
-        UserError: a setting makes no sense; the model cannot do it; no recording is found; one has changed since it was
-            labelled; the folder holds something else; another process is at work there; or the disk is full.
+        UserError: a setting makes no sense; the model cannot do it; no recording is found, or none that can be used;
+            one has changed since it was labelled; the folder holds something else; another process is at work there; or
+            the disk is full.
     """
     check_predict(config)
     loaded = load_model(model_dir, str(choose_device(device)), (CLASSIFY, SPECTROGRAM))
@@ -140,7 +141,7 @@ def predict(
         new, skipped, aside = look_up(manifest, found)
         for reject in found.rejects:
             _tell(job, reject)
-        with tqdm(total=len(new), desc="labelling", unit="file", delay=1, disable=not progress) as bar:
+        with tqdm(total=len(new), desc="labelling", unit="file", leave=False, disable=not progress) as bar:
             for todo, bad in _parts(job, new):
                 with disk_errors(job.out):
                     bad += _label_part(job, manifest, todo, bad)
@@ -149,6 +150,12 @@ def predict(
         with disk_errors(job.out):
             _write_rejects(job.out / REJECTS, aside)
     entries = labelled(manifest)
+    if not entries:
+        first = aside[len(found.rejects)]
+        raise UserError(
+            f"{found.where}: no recording can be used; the first: {first}; see {job.out / REJECTS}, mend them or add "
+            "others, and run again"
+        )
     return Prediction(
         job.out,
         [one.name for one in new if one.name in entries],
@@ -261,8 +268,7 @@ def _aside(job: _Job, source: Source, stamp: dict[str, Any], error: ClipError) -
 
 def _tell(job: _Job, reject: Reject) -> None:
     if job.progress:
-        detail = f" ({reject.detail})" if reject.detail else ""
-        tqdm.write(f"kept aside: {reject.file or 'a row'}: {reject.reason}{detail}", file=sys.stderr)
+        tqdm.write(f"kept aside: {reject}", file=sys.stderr)
 
 
 def _label_part(job: _Job, manifest: Manifest, todo: Sequence[_Todo], bad: Sequence[_Aside]) -> list[_Aside]:

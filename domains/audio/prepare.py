@@ -103,7 +103,7 @@ def write_store(
     counts = Counter(reject.reason for reject in rejects)
     if not clips:
         why = ", ".join(f"{count:,} x {reason}" for reason, count in counts.items())
-        raise UserError(f"{where}: no clip is left ({why}); the first: {' '.join(filter(None, rejects[0]))}")
+        raise UserError(f"{where}: no clip is left ({why}); the first: {rejects[0]}")
     _write_rejects(folder / REJECTS, rejects)
     meta = {
         "format": FORMAT,

@@ -80,10 +80,10 @@ def predict(root: PredictRoot, invocation: Invocation) -> Outcome:
     before = f", {len(done.skipped):,} done before" if done.skipped else ""
     lines = [
         f"labels: {done.out} ({counted(len(done.written), 'recording')}{before}; "
-        f"in all {counted(done.sounds, 'sound')} in {done.seconds:,.1f} s)"
+        f"in all {counted(done.sounds, 'sound')} in {done.seconds:,.1f} s of recordings)"
     ]
     for reason, count in sorted(done.rejects.items()):
-        lines.append(f"  {count:,} kept aside: {reason} (see {out / prediction.REJECTS})")
+        lines.append(f"  {counted(count, 'file')} kept aside: {reason} (see {out / prediction.REJECTS})")
     return Outcome("\n".join(lines), (f"read {out}/labels-*.{root.table}",))
 
 

@@ -194,6 +194,26 @@ def test_bad_files_are_kept_aside_with_a_line_each(
     assert {row["file"] for row in rows(tmp_path / "out")} == {"a.wav", "c.wav", "yard/b.flac"}
 
 
+def test_where_no_recording_can_be_used_is_one_line(model: Path, tmp_path: Path) -> None:
+    """And what comes later is labelled all the same."""
+    incoming, out = tmp_path / "incoming", tmp_path / "out"
+    incoming.mkdir()
+    (incoming / "notes.txt").write_text("hello")
+    for name in ("b.wav", "a.wav"):
+        (incoming / name).write_text("no sound")
+    for _ in range(2):  # the second time from the manifest
+        with pytest.raises(
+            UserError, match=r"incoming: no recording can be used; the first: a\.wav: not audio \(.*\); see"
+        ) as caught:
+            run(model, incoming, out)
+        assert str(out / "rejects.csv") in str(caught.value)
+    assert len((out / "rejects.csv").read_text().splitlines()) == 4
+    write(incoming / "c.wav", scene(), RATE)
+    done = run(model, incoming, out)
+    assert (done.written, done.rejects[io.NO_AUDIO]) == (["c.wav"], 2)
+    assert {row["file"] for row in rows(out)} == {"c.wav"}
+
+
 def test_a_second_call_does_what_is_missing(
     model: Path, incoming: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,7 +161,7 @@ def test_nothing_to_read_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no clip; clips end in one of"):
         store_of(tmp_path)
     (tmp_path / "clips" / "a.wav").write_text("no sound")
-    with pytest.raises(UserError, match=r"no clip is left \(1 x is not audio\); the first: a.wav is not audio"):
+    with pytest.raises(UserError, match=r"no clip is left \(1 x not audio\); the first: a\.wav: not audio \("):
         store_of(tmp_path)
     assert not list((tmp_path / "stores").iterdir())
     with pytest.raises(UserError, match=r"data\.rate=10"):

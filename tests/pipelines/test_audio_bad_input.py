@@ -78,11 +78,11 @@ def test_prepare_keeps_bad_clips_aside_and_says_so_in_a_line_each(audio: Cli, he
     with (store / "rejects.csv").open(newline="") as file:
         rejects = {row["file"]: row["reason"] for row in csv.DictReader(file)}
     assert rejects == {
-        "hum/text.wav": "is not audio",
-        "hum/zero bytes.wav": "holds no sample",
-        "hum/no sample.wav": "holds no sample",
-        "hum/nan.wav": "holds samples that are not numbers",
-        "hum/infinite.wav": "holds samples that are not numbers",
+        "hum/text.wav": "not audio",
+        "hum/zero bytes.wav": "no sample in it",
+        "hum/no sample.wav": "no sample in it",
+        "hum/nan.wav": "samples that are not numbers",
+        "hum/infinite.wav": "samples that are not numbers",
         "hum/cut mp3.mp3": "cut short",
         "hum/cut wav.wav": "cut short",
         "hum/huge rate.wav": "absurd rate in its header",
@@ -93,11 +93,11 @@ def test_prepare_keeps_bad_clips_aside_and_says_so_in_a_line_each(audio: Cli, he
     where = f"(see {store / 'rejects.csv'})"
     lines = done.err.splitlines()
     for line in (
-        f"mess: 2 files kept aside: holds no sample {where}",
-        f"mess: 2 files kept aside: holds samples that are not numbers {where}",
+        f"mess: 2 files kept aside: no sample in it {where}",
+        f"mess: 2 files kept aside: samples that are not numbers {where}",
         f"mess: 2 files kept aside: cut short {where}",
         f"mess: 2 files kept aside: absurd rate in its header {where}",
-        f"mess: 1 file kept aside: is not audio {where}",
+        f"mess: 1 file kept aside: not audio {where}",
         f"mess: 1 file kept aside: cannot be opened {where}",
         "mess: 1 with silent channels, which were left out (hiss/half.wav)",
         "mess: one clip alone has the label rare: too few to learn from and to test on",
@@ -125,9 +125,13 @@ def test_rows_without_files_are_kept_aside(audio: Cli, here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("prepare", "data.root=texts"), "texts: no clip is left (2 x is not audio); the first: a.wav is not audio"),
+        (("prepare", "data.root=texts"), "texts: no clip is left (2 x not audio); the first: a.wav: not audio ("),
         (("prepare", "data.root=nothing"), "nothing: holds no clip; clips end in one of .wav,"),
         (("prepare", "data.root=nowhere"), "nowhere: no such folder; check data.root"),
+        (
+            ("prepare", "data.root=table.csv"),
+            "table.csv: is a file; give the folder of the clips, or data.manifest=table",
+        ),
         (("prepare", "data.manifest=nowhere.csv"), "nowhere.csv: cannot be read (No such file or directory)"),
         (("prepare", "data.manifest=table.csv"), "table.csv: has no column 'path'; it has file, label"),
         (("prepare", "data.manifest=mess/hum/0.wav"), "mess/hum/0.wav: is no table in UTF-8"),

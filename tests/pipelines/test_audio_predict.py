@@ -92,7 +92,7 @@ def test_the_commands_say_what_they_made_and_what_comes_next(whole: Path) -> Non
     ]
     rows = list(csv.DictReader((whole / "labels" / "labels-00000.csv").read_text().splitlines()))
     assert told(whole, 3) == [
-        f"labels: labels (1 recording; in all {len(rows)} sounds in 2.4 s)",
+        f"labels: labels (1 recording; in all {len(rows)} sounds in 2.4 s of recordings)",
         "next: read labels/labels-*.csv",
     ]
     assert {row["label"] for row in rows} <= {"hiss", "hum"}
@@ -233,10 +233,10 @@ def test_bad_recordings_are_a_line_each_and_the_rest_goes_on(audio: Cli, workspa
     lines = [line for line in done.err.splitlines() if line.startswith("kept aside: ")]
     assert len(lines) == 7
     for name, reason in (
-        ("text.wav", "is not audio"),
-        ("zero bytes.wav", "holds no sample"),
-        ("no sample.wav", "holds no sample"),
-        ("nan.wav", "holds samples that are not numbers (the first at"),
+        ("text.wav", "not audio"),
+        ("zero bytes.wav", "no sample in it"),
+        ("no sample.wav", "no sample in it"),
+        ("nan.wav", "samples that are not numbers (the first at"),
         ("cut mp3.mp3", "cut short"),
         ("huge rate.wav", "absurd rate in its header"),
         ("locked.wav", "cannot be opened"),
@@ -247,9 +247,24 @@ def test_bad_recordings_are_a_line_each_and_the_rest_goes_on(audio: Cli, workspa
     assert sum(map(len, by_file.values())) == len(rows)
     assert [row["start"] for row in by_file["half.wav"]] == [row["start"] for row in by_file["good.wav"]]
     assert {row["label"] for row in rows} <= set(LABELS)
-    assert "  2 kept aside: holds no sample (see labels/rejects.csv)" in done.out.splitlines()
+    assert "  2 files kept aside: no sample in it (see labels/rejects.csv)" in done.out.splitlines()
     again = audio("predict", "model=model", "data.root=incoming", "out=labels", "device=cpu")
     assert again.out.startswith(f"labels: labels (0 recordings, 3 done before; in all {len(rows)} sounds in ")
+
+
+def test_where_no_recording_can_be_used_the_command_fails(audio: Cli, workspace: Path) -> None:
+    save(workspace / "model", "classify")
+    Path("incoming").mkdir()
+    Path("incoming/a.wav").write_text("no sound")
+    words = ("predict", "model=model", "data.root=incoming", "out=labels", "device=cpu")
+    done = audio(*words)
+    assert (done.code, done.out) == (2, "")
+    assert done.errors[-1].startswith("error: incoming: no recording can be used; the first: a.wav: not audio (")
+    assert "see labels/rejects.csv" in done.errors[-1]
+    write(Path("incoming/b.wav"), scene(), RATE)
+    done = audio(*words)
+    assert done.code == 0, done.err
+    assert "  1 file kept aside: not audio (see labels/rejects.csv)" in done.out.splitlines()
 
 
 def test_a_table_of_recordings_may_name_files_that_are_not_there(audio: Cli, workspace: Path) -> None:
@@ -306,7 +321,7 @@ def models(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("predict", "model=model", "data.root=a.wav", "out=a.wav"), "a.wav: is a file; choose a folder"),
         (("predict", "model=model", "data.root=a.wav", "out=empty"), "empty: holds other files"),
         (("generate", "model=model", "out=sounds"), "was trained with task=classify"),
-        (("generate", "model=draws", "out=sounds", "prompt=text.wav"), "text.wav: is not audio"),
+        (("generate", "model=draws", "out=sounds", "prompt=text.wav"), "text.wav: not audio"),
         (("generate", "model=draws", "out=sounds", "prompt=nowhere.wav"), "nowhere.wav: no such file"),
         (("generate", "model=draws", "out=sounds", "seconds=0"), "seconds=0.0: must be at least"),
         (("generate", "model=draws", "out=a.wav"), "a.wav: is a file; choose a folder"),
