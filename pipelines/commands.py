@@ -164,6 +164,25 @@ def evaluate_command(
     return Outcome("\n".join(lines), (*map(invocation.next, onward), *listener.look))
 
 
+def kind_of_run(invocation: Invocation, config: type, text: str, tracking: TrackingConfig) -> str:
+    """The task of a run folder or an MLflow run; "" where there is none, or one of another domain: the command says so.
+
+    Args:
+        invocation: names the domain.
+        config: dataclass of its settings, with ``task.kind``.
+        text: what the user calls the run.
+        tracking: where MLflow runs are looked up.
+    """
+    from domains.folder import RunFolder
+    from domains.session import run_config
+    from pipelines.places import find_run
+
+    run_dir = find_run(text, tracking)
+    if (run_dir / "config.yaml").exists() and RunFolder(run_dir).info().get("domain") == invocation.domain.name:
+        return run_config(run_dir, config).task.kind
+    return ""
+
+
 def _export(training: Training, root: TrainRoot, path: str, invocation: Invocation) -> Outcome:
     """The settings of a run as a file for a machine that has PyTorch and Lightning but not Hydra, MLflow or polars."""
     from pipelines.places import output_file

@@ -11,7 +11,7 @@ from domains.errors import UserError
 from domains.words import counted
 from pipelines.audio.roots import EvaluateRoot, GenerateRoot, PredictRoot, PrepareRoot, TrainRoot, WhereConfig
 from pipelines.cli import Invocation, Outcome
-from pipelines.commands import Training, evaluate_command, import_command, train_command
+from pipelines.commands import Training, evaluate_command, import_command, kind_of_run, train_command
 from pipelines.config import ImportRunRoot, narrow
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ TRAINING = Training(
     module="domains.audio.train",
     report="pipelines.audio.report:REPORT",
     metric="validation/loss",
-    measure="nats",
+    measure="nats a clip",
 )
+_GENERATING = replace(TRAINING, metric="validation/bits_per_sample", measure="bits per sample")
 
 
 def prepare(root: PrepareRoot, invocation: Invocation) -> Outcome:
@@ -41,7 +42,8 @@ def prepare(root: PrepareRoot, invocation: Invocation) -> Outcome:
 
 def train(root: TrainRoot, invocation: Invocation) -> Outcome:
     """A new run, or an interrupted one to its end."""
-    return train_command(TRAINING, root, invocation)
+    kind = root.task.kind if root.resume is None else kind_of_run(invocation, TrainConfig, root.resume, root.tracking)
+    return train_command(_GENERATING if kind == "generate" else TRAINING, root, invocation)
 
 
 def evaluate(root: EvaluateRoot, invocation: Invocation) -> Outcome:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domains.errors import UserError
-from domains.folder import RunFolder
 from domains.genomics.config import (
     DataConfig,
     EmbedConfig,
@@ -22,8 +21,8 @@ from domains.genomics.config import (
     TrainConfig,
 )
 from pipelines.cli import Invocation, Outcome
-from pipelines.commands import Training, evaluate_command, import_command, train_command
-from pipelines.config import ImportRunRoot, TrackingConfig, narrow
+from pipelines.commands import Training, evaluate_command, import_command, kind_of_run, train_command
+from pipelines.config import ImportRunRoot, narrow
 from pipelines.genomics.roots import (
     EmbedRoot,
     EvaluateRoot,
@@ -74,7 +73,7 @@ def prepare(root: PrepareRoot, invocation: Invocation) -> Outcome:
 
 def train(root: TrainRoot, invocation: Invocation) -> Outcome:
     """A new run, or an interrupted one to its end."""
-    kind = root.task.kind if root.resume is None else _kind_of_run(root.resume, root.tracking)
+    kind = root.task.kind if root.resume is None else kind_of_run(invocation, TrainConfig, root.resume, root.tracking)
     return train_command(TRAININGS.get(kind, TRAINING), root, invocation)
 
 
@@ -230,19 +229,8 @@ def generate(root: GenerateRoot, invocation: Invocation) -> Outcome:
 
 def import_run(root: ImportRunRoot, invocation: Invocation) -> Outcome:
     """A run folder into MLflow."""
-    kind = _kind_of_run(root.run, root.tracking)
+    kind = kind_of_run(invocation, TrainConfig, root.run, root.tracking)
     return import_command(TRAININGS.get(kind, TRAINING), root, invocation)
-
-
-def _kind_of_run(text: str, tracking: TrackingConfig) -> str:
-    """The task of a run folder or an MLflow run; "" where there is none: the command itself says so."""
-    from domains.session import run_config
-    from pipelines.places import find_run
-
-    run_dir = find_run(text, tracking)
-    if (run_dir / "config.yaml").exists() and RunFolder(run_dir).info().get("domain") == "genomics":
-        return run_config(run_dir, TrainConfig).task.kind
-    return ""
 
 
 def _training_genome(place: "ModelPlace", source: SourceConfig) -> "GenomeStore":

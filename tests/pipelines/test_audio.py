@@ -85,7 +85,9 @@ def test_every_command_says_what_it_made_and_what_comes_next(whole: Path) -> Non
     assert prepared[0].startswith(f"store: {store} (prepared; 16 clips, 1.8 s at 16,000 Hz")
     assert (whole / store / "meta.json").exists()
     assert trained[0].startswith("model: names/model (")
-    assert trained[0].endswith(" nats on validation)")
+    assert trained[0].endswith(" nats a clip on validation)")
+    best = json.loads((whole / "draws" / "model" / "metrics.json").read_text())["best/validation/bits_per_sample"]
+    assert told(whole, 3)[0] == f"model: draws/model ({best:.4f} bits per sample on validation)"
     assert trained[2] == "next: python -m pipelines.audio evaluate model=names/model"
     assert evaluated[0].startswith("4 test clips of clips; split by group: train ")
     assert f"evaluation: {Path('names/evaluation')}" in evaluated
@@ -186,6 +188,7 @@ def test_a_trained_generator_is_gone_on_with(
     done = audio("train", "resume=mine", "trainer.max_minutes=10", "tracking.enabled=false")
     assert done.code == 0, done.err
     assert "stopped" not in done.out
+    assert "bits per sample on validation" in done.out
 
 
 def test_defaults_are_those_of_the_domain() -> None:
