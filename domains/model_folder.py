@@ -27,6 +27,9 @@ from domains.settings import from_dict, read_yaml, to_dict, write_yaml
 
 WEIGHTS, CONFIG, DATA, METRICS = "model.safetensors", "config.yaml", "data.json", "metrics.json"
 
+# A file that models of one field have and others do not: so a folder of another field is told from a damaged one.
+FIELDS = {"tokenizer.json": "genomics", "sound.json": "sound", "scaler.json": "time series"}
+
 Config = TypeVar("Config")
 Parsed = TypeVar("Parsed")
 
@@ -68,13 +71,17 @@ def check_complete(folder: Path, files: Sequence[str]) -> None:
     """Make sure that a folder holds ``files``, those of :func:`model_files`.
 
     Raises:
-        UserError: there is no such folder, it is a run folder, or files are missing.
+        UserError: there is no such folder, it is a run folder or a model of another field, or files are missing.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; give the model/ folder of a finished run")
     missing = [name for name in files if not (folder / name).is_file()]
     if missing and (folder / "model").is_dir():
         raise UserError(f"{folder}: is a run folder; give the model folder in it, {folder / 'model'}")
+    fields = [field for name, field in FIELDS.items() if name in files]
+    others = [field for name, field in FIELDS.items() if (folder / name).is_file()]
+    if fields and others and not set(fields) & set(others):
+        raise UserError(f"{folder}: is a model of {others[0]}, not of {fields[0]}; give another model folder")
     if missing:
         raise UserError(f"{folder}: is no complete model folder ({', '.join(missing)} missing); copy it again")
 

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from domains.audio.trained import FILES as SOUND
 from domains.errors import UserError
+from domains.genomics.model import FILES as GENOMICS
 from domains.model_folder import (
     check_complete,
     load_weights,
@@ -18,6 +20,7 @@ from domains.model_folder import (
     read_metrics,
     write_model_folder,
 )
+from domains.timeseries.trained import FILES as SERIES
 from tests.toy import ToyConfig
 
 FILES = model_files("own.txt")
@@ -75,3 +78,22 @@ def test_what_is_missing_or_damaged_is_named(folder, tmp_path):
     (folder / "metrics.json").unlink()
     with pytest.raises(UserError, match=r"is no complete model folder \(own\.txt, metrics\.json missing\)"):
         check_complete(folder, FILES)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field", "given", "other"),
+    [
+        (SOUND, "sound", GENOMICS, "genomics"),
+        (SOUND, "sound", SERIES, "time series"),
+        (GENOMICS, "genomics", SOUND, "sound"),
+        (SERIES, "time series", SOUND, "sound"),
+    ],
+)
+def test_a_model_of_another_field_is_called_so(tmp_path, wanted, field, given, other):
+    for name in given:
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f": is a model of {other}, not of {field}; give another model folder"):
+        check_complete(tmp_path, wanted)
+    (tmp_path / "metrics.json").unlink()
+    with pytest.raises(UserError, match=r"is no complete model folder \(metrics\.json missing\)"):
+        check_complete(tmp_path, given)
