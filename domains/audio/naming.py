@@ -20,6 +20,7 @@ from domains.folder import write_json
 from domains.tables import aligned
 
 MODEL = "model"
+_FEW_GROUPS = 5  # of fewer a bootstrap draws a handful of different sets
 
 
 class ClipRow(NamedTuple):
@@ -56,7 +57,8 @@ class NamingEvaluation:
 
     def table(self) -> str:
         """Accuracies with the baselines beside them, each class, and what was taken for what."""
-        return "\n".join([self.note, "", *accuracy_lines(self.methods, self.differences), *class_lines(self.methods)])
+        lines = [*accuracy_lines(self.methods, self.differences), *group_lines(self.differences)]
+        return "\n".join([self.note, "", *lines, *class_lines(self.methods)])
 
     def metrics(self) -> dict[str, float]:
         """The numbers that a tracker shows: ``test/accuracy``, ``test/majority/accuracy``."""
@@ -178,6 +180,12 @@ def accuracy_lines(methods: Mapping[str, Naming], differences: Mapping[str, Mapp
         shown = [str(found[what]) if what in found else "" for what in ("clips", "groups")]
         rows.append([name, f"{naming.accuracy:.3f}", f"{naming.balanced_accuracy:.3f}", *shown])
     return aligned(rows)
+
+
+def group_lines(differences: Mapping[str, Mapping[str, Difference]]) -> list[str]:
+    """A line where groups were drawn, and there are too few of them."""
+    units = {found["groups"].units for found in differences.values() if "groups" in found}
+    return [f"{count:,} groups: too few for an interval to mean much" for count in units if count < _FEW_GROUPS]
 
 
 def class_lines(methods: Mapping[str, Naming]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from domains.audio.metrics import Difference, Naming
-from domains.audio.naming import MODEL, class_lines, compare_all
+from domains.audio.naming import MODEL, class_lines, compare_all, group_lines
 from domains.errors import UserError
 from domains.tables import aligned
 from domains.words import counted
@@ -56,7 +56,7 @@ class Pooled:
         clips = f"{counted(len(self.names), 'clip')} of {counted(len(set(self.groups)), 'group')}"
         title = f"{clips}, each named by models without its group"
         single = {name: self.together if name == MODEL else runs[0] for name, runs in self.methods.items()}
-        return "\n".join([title, "", *aligned(rows), *class_lines(single)])
+        return "\n".join([title, "", *aligned(rows), *group_lines(self.differences), *class_lines(single)])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON."""

@@ -1,6 +1,7 @@
 """Evaluations: the numbers are those of the clips, the baselines are beside them, folds and seeds are pooled."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from domains.audio.config import EvaluateConfig
 from domains.audio.evaluate import evaluate, main
 from domains.audio.metrics import Naming
 from domains.audio.models.generator import Generator
-from domains.audio.naming import NamingEvaluation, class_probabilities
+from domains.audio.naming import NamingEvaluation, class_probabilities, group_lines
 from domains.audio.pooled import pool
 from domains.audio.store import AudioStore
 from domains.audio.tokens import SILENCE
@@ -150,6 +151,10 @@ def test_names_stand_beside_their_baselines(named: NamingEvaluation, tmp_path: P
     assert difference.value == pytest.approx(named.methods["model"].balanced_accuracy - 0.5)
     assert "not shown" in str(difference) or difference.low * difference.high > 0
     table, metrics = named.table(), named.metrics()
+    assert "groups: too few" not in table  # nine words
+    few = {name: {**found, "groups": found["groups"]._replace(units=4)} for name, found in named.differences.items()}
+    assert group_lines(few) == ["4 groups: too few for an interval to mean much"]
+    assert group_lines(few)[0] in replace(named, differences=few).table().splitlines()
     for name, naming in named.methods.items():
         key = "" if name == "model" else f"{'majority' if name == 'majority' else 'mfcc_logistic_regression'}/"
         assert metrics[f"test/{key}balanced_accuracy"] == naming.balanced_accuracy
@@ -200,6 +205,7 @@ def test_folds_and_seeds_are_pooled() -> None:
     assert by_clips.value == pytest.approx(found.balanced_accuracy - 0.5)
     assert (by_clips.units, found.differences["majority"]["groups"].units) == (5, 2)
     assert f"{found.balanced_accuracy:.3f}" in found.table()
+    assert "2 groups: too few for an interval to mean much" in found.table().splitlines()
     assert json.loads(json.dumps(found.to_dict()))["balanced_accuracy"] == found.balanced_accuracy
 
 
