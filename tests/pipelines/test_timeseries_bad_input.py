@@ -203,7 +203,7 @@ def test_runs_and_models_of_another_domain(
 ) -> None:
     shutil.copytree(trained_elsewhere, "dna")
     line = only_line(series_cli("evaluate", "model=dna", "tracking=off"))
-    assert line.startswith("dna/model: is no complete model folder (scaler.json, calibration.json missing)")
+    assert line == "dna/model: is a model of genomics, not of time series; give another model folder"
     for word, key in (("import-run", "run"), ("train", "resume")):
         line = only_line(series_cli(word, f"{key}=dna"))
         assert line == f"dna: is a run of 'genomics'; give it to python -m pipelines.genomics {word}"
