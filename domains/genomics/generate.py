@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mamba_core import CausalLM, GraphedStep, State
 _PREFILL = 65536  # bases of the prompt read in one call
 _MOST = 10_000  # sequences, sampled side by side: each has a state of its own in memory
 _SHOWN = 100  # bases of a prompt that a header spells out
+_TAKEN = "is there already, and holds something else; choose another name, or delete it"
 _ACGT = "give A, C, G and T alone"
 
 
@@ -54,19 +56,30 @@ def generate(
         rate = f"{sampled.size / seconds:,.0f} a second"
         print(f"{sampled.size:,} bases in {seconds:.1f} s, {rate}, on {chosen.type}", file=sys.stderr)
     records = [(f"sample{i + 1} {about}", decode(np.concatenate([prompt, row]))) for i, row in enumerate(sampled)]
-    write_fasta(Path(out), records)
+    _write(Path(out), records)
     return Path(out)
 
 
 def _check_free(out: Path, header: str) -> None:
-    """A UserError unless the file is not there, or begins with this header."""
+    """A UserError unless the file is not there, or begins with this header: before anything is drawn."""
     if not out.exists():
         return
     if out.is_file():
         with out.open("rb") as file:
             if file.readline(len(header) + 2).strip() == header.encode():
                 return
-    raise UserError(f"{out}: is there already, and holds something else; choose another name, or delete it")
+    raise UserError(f"{out}: {_TAKEN}")
+
+
+def _write(out: Path, records: list[tuple[str, str]]) -> None:
+    """Write the sequences, unless they are there; a UserError where the file holds anything else."""
+    if not out.exists():
+        write_fasta(out, records)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_fasta(Path(folder) / "same.fa", records)
+        if (Path(folder) / "same.fa").read_bytes() != out.read_bytes():
+            raise UserError(f"{out}: {_TAKEN}")
 
 
 def provenance(model_hash: str, prompt: np.ndarray, config: GenerateConfig, device: str) -> str:

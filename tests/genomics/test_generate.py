@@ -40,9 +40,16 @@ def test_what_is_there_already_is_not_overwritten(tiny_model, tmp_path):
     out = tmp_path / "sample.fa"
     once = generate(tiny_model, out, CONFIG, device="cpu", progress=False).read_bytes()
     assert generate(tiny_model, out, CONFIG, device="cpu", progress=False).read_bytes() == once
+    longer = tmp_path / "longer.fa"
+    longer.write_bytes(once + b">mine\nACGT\n")
     genome = tmp_path / "genome.fa"
     genome.write_text(">c1\nACGT\n")
-    for there, config in ((out, replace(CONFIG, seed=CONFIG.seed + 1)), (genome, CONFIG), (tmp_path, CONFIG)):
+    for there, config in (
+        (out, replace(CONFIG, seed=CONFIG.seed + 1)),
+        (longer, CONFIG),
+        (genome, CONFIG),
+        (tmp_path, CONFIG),
+    ):
         with pytest.raises(UserError, match=r"is there already, and holds something else; choose another name"):
             generate(tiny_model, there, config, device="cpu", progress=False)
     assert (out.read_bytes(), genome.read_text()) == (once, ">c1\nACGT\n")

@@ -190,7 +190,7 @@ def test_a_sorted_file_gets_an_index_and_another_name_no_blocks(tiny, tiny_model
     assert done.index == tmp_path / "out.vcf.gz.tbi"
     with pysam.VariantFile(str(done.vcf)) as file:
         assert len(list(file.fetch("c4", 0, 100))) == len([r for r in records[:20] if r[0] == "c4" and r[1] <= 100])
-    plain = run(tiny_model, tiny, vcf, tmp_path / "out.vcf")
+    plain = run(tiny_model, tiny, vcf, tmp_path / "plain.vcf")
     assert plain.index is None
     assert lines(plain.vcf) == lines(done.vcf)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -199,9 +199,12 @@ def test_a_sorted_file_gets_an_index_and_another_name_no_blocks(tiny, tiny_model
         "out.vcf.gz.tbi",
         "out.parquet",
         "out.vcf.gz.parts",
-        "out.vcf",
-        "out.vcf.parts",
+        "plain.vcf",
+        "plain.parquet",
+        "plain.vcf.parts",
     }
+    with pytest.raises(UserError, match=r"out.parquet: is there already"):  # the table of out.vcf.gz
+        run(tiny_model, tiny, vcf, tmp_path / "out.vcf")
 
 
 def test_bcftools_splits_records_and_each_allele_keeps_its_score(tiny, tiny_model, records, tmp_path):
@@ -300,11 +303,14 @@ def test_other_names_and_another_assembly_are_told_before_anything_is_written(
 
 def test_requests_that_make_no_sense(tiny, tiny_model, vcf, tmp_path, tmp_path_factory):
     foreign = tmp_path_factory.mktemp("foreign") / "mine.vcf"
-    foreign.write_text("mine")
+    for name in ("mine.vcf", "other.parquet", "third.vcf.gz.tbi"):
+        foreign.with_name(name).write_text("mine")
     for given, message in (
         ({"out": tmp_path / "out.bcf"}, "give a name that ends in .vcf.gz or .vcf"),
         ({"out": vcf}, "is the file that is scored"),
-        ({"out": foreign}, "is there already, and was not written by score"),
+        ({"out": foreign}, "mine.vcf: is there already, and is not of this out"),
+        ({"out": foreign.with_name("other.vcf.gz")}, "other.parquet: is there already, and is not of this out"),
+        ({"out": foreign.with_name("third.vcf.gz")}, "third.vcf.gz.tbi: is there already"),
         ({"config": ScoreConfig(window=0)}, "window=0: must be at least 1"),
         ({"config": ScoreConfig(context=-1)}, "context=-1: must be at least 0"),
         ({"vcf": tmp_path / "no.vcf"}, "no such file"),

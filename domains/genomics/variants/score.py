@@ -51,6 +51,7 @@ SHARD = 2048  # records between two savings, in a file below 128 MiB
 _BLOCK = 2048  # alleles whose windows are in memory at a time
 _LARGE = 1 << 27  # bytes of a VCF
 _FORMAT = 1
+_INDICES = (".tbi", ".csi")
 _RESULT = "result"  # the part of the manifest that is there once all is done
 LLR = Field("SERP_LLR", "Float", "Log-likelihood of the alternative less that of the reference, nats, mean of strands")
 FORWARD = Field("SERP_LLR_FWD", "Float", "SERP_LLR of the forward strand")
@@ -133,8 +134,8 @@ def score(
         config: settings; ``chunk`` changes no score by more than 1e-5.
 
     Raises:
-        UserError: a file cannot be read or written, ``out`` is a file of something else, no contig of the VCF is one of
-            the genome's, or most of its REF bases are not those of the genome.
+        UserError: a file cannot be read or written, ``out``, its table or its index is a file of something else, no
+            contig of the VCF is one of the genome's, or most of its REF bases are not those of the genome.
     """
     vcf, out = Path(vcf), Path(out)
     check_request(config, vcf, out)
@@ -150,8 +151,9 @@ def score(
     }
     job = _Job(loaded, store, config, vcf, out, origin)
     work = out.with_name(f"{out.name}.parts")
-    if out.exists() and not work.exists():
-        raise UserError(f"{out}: is there already, and was not written by score; choose another name, or delete it")
+    beside = [out, _table_path(out), *(out.with_name(out.name + ending) for ending in _INDICES)]
+    if not work.exists() and (there := [path for path in beside if path.exists()]):
+        raise UserError(f"{there[0]}: is there already, and is not of this out; choose another name, or delete it")
     with open_manifest(work, _plan(job)) as manifest:
         if manifest.is_done(_RESULT):
             return _describe(job, manifest, reused=True)
@@ -298,7 +300,7 @@ def _write_result(job: _Job, manifest: Manifest, order: VcfOrder) -> None:
     files = {"vcf": job.out, "table": table}
     for path in files.values():
         os.replace(manifest.out / path.name, path)
-    for old in (".tbi", ".csi"):  # of what stood there before
+    for old in _INDICES:  # of what stood there before
         job.out.with_name(job.out.name + old).unlink(missing_ok=True)
     if job.out.suffix == ".gz" and order.broken_at is None and order.contigs:
         files["index"] = index_vcf(job.out, order.last)
