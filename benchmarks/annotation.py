@@ -106,12 +106,12 @@ def one_training(config: TrainConfig, folder: Path, seconds: float) -> tuple[Res
     found = evaluate(done.model_dir, store, table, asked, device=config.trainer.accelerator, progress=False)
     rows = read_metrics(folder / "metrics.jsonl")
     speeds = [row["train/bases_per_second"] for row in rows if "train/bases_per_second" in row]
-    tested = found.to_dict()
+    tested, steps = found.to_dict(), int(max(row["step"] for row in rows))
     row = {
         "finished": done.finished,
         "steps_asked": config.trainer.max_steps,
-        "steps": int(done.metrics["step"]),
-        "bases": int(done.metrics["step"]) * config.data.tokens_per_step,
+        "steps": steps,
+        "bases": steps * config.data.tokens_per_step,
         "learning_rate": config.trainer.optimizer.learning_rate,
         "seconds": round(trained, 1),
         "bases_per_second": round(float(np.median(speeds))) if speeds else None,

@@ -13,7 +13,8 @@ from mamba_core.mixers.split_ops import split_conv1d, split_selective_scan
 from mamba_core.ops.arguments import check_limit, working_dtype
 from mamba_core.ops.causal_conv1d import causal_conv1d
 from mamba_core.ops.decode import conv_step, selective_scan_step
-from mamba_core.ops.mamba1_inner import composed, is_plain_projection, mamba1_inner
+from mamba_core.ops.direct import is_plain_projection
+from mamba_core.ops.mamba1_inner import composed, mamba1_inner
 from mamba_core.state import State
 
 

@@ -25,6 +25,15 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
+def is_plain_projection(layer: nn.Module) -> bool:
+    """Whether a layer is no more than its weight, so that an operation may take that and pass the layer by."""
+    return (
+        type(layer) is nn.Linear
+        and layer.bias is None
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+    )
+
+
 class Seen:
     """Kinds of arguments that have passed an operation's checks, which then need not be made again."""
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mamba_core import Mamba1Config
-from mamba_core.ops.mamba1_inner import is_plain_projection, mamba1_inner
+from mamba_core.ops.direct import is_plain_projection
+from mamba_core.ops.mamba1_inner import mamba1_inner
 from tests.core.helpers import assert_same, gradients, pack
 
 LIMITS = [(0.0, math.inf), (0.2, 0.8)]

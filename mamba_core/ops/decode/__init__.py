@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mamba_core.ops import paths
 from mamba_core.ops.arguments import check_arguments, check_extent, check_limit
 from mamba_core.ops.decode import operators, reference
-from mamba_core.ops.direct import is_plain
+from mamba_core.ops.direct import is_plain, is_plain_projection
 
 __all__ = [
     "conv_step",
@@ -273,7 +273,7 @@ def layer_step_runs(x: Tensor, norm_weight: Tensor, projections: Sequence[nn.Lin
     """
     if not (1 <= len(x) <= MOST_ROWS and x.is_contiguous() and is_plain(x)):
         return False
-    if any(type(p) is not nn.Linear or p.bias is not None or p.weight.dtype != x.dtype for p in projections):
+    if not all(is_plain_projection(p) and p.weight.dtype == x.dtype for p in projections):
         return False
     if any(not p.weight.is_contiguous() for p in projections) or torch.is_autocast_enabled(x.device.type):
         return False

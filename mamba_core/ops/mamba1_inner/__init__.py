@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mamba_core.ops import paths
 from mamba_core.ops.arguments import check_arguments, check_extent, check_limit
 from mamba_core.ops.direct import Seen, is_plain
 from mamba_core.ops.mamba1_inner import composed, operators
 
-__all__ = ["is_plain_projection", "mamba1_inner"]
+__all__ = ["mamba1_inner"]
 
 _seen = Seen()
 
@@ -85,15 +85,6 @@ def mamba1_inner(
     states = (conv_state, ssm_state, seq_idx)
     return composed.mamba1_inner(
         projected, conv_weight, conv_bias, select, A, D, dt_bias, *states, dt_limit, log_A, chosen
-    )
-
-
-def is_plain_projection(layer: nn.Module) -> bool:
-    """Whether a layer is no more than its weight, so that an operation may take that and pass the layer by."""
-    return (
-        type(layer) is nn.Linear
-        and layer.bias is None
-        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import annotation, annotation_frozen, annotation_report
 from domains.genomics.annotation.train import check_annotation
 from domains.genomics.train import train
+from tests.genomics.annotation.genes import genes_config
 from tests.genomics.tiny import tiny_config
 
 
@@ -31,6 +32,16 @@ def test_every_training_has_settings_that_make_sense(language: Path, task: str, 
         assert bool(config.task.pretrained) == (start == "causal")
         if start == "scratch":  # of the sizes of what is pre-trained
             assert config.backbone.d_model == 16
+
+
+@pytest.mark.parametrize("kind", ["classify", "segment"])
+def test_a_row_tells_of_the_steps_that_were_done(genes, kind: str, tmp_path: Path) -> None:
+    config = genes_config(*genes, kind, trainer={"max_steps": 2, "validate_every": 1})
+    row, windows = annotation.one_training(config, tmp_path / "run", 60.0)
+    assert (row["finished"], row["steps"], row["steps_asked"]) == (True, 2, 2)
+    assert row["bases"] == 2 * config.data.tokens_per_step
+    assert [seen["step"] for seen in row["validation"]] == [1, 2]
+    assert (windows is not None) == (kind == "classify")
 
 
 def test_intervals_are_of_the_difference_and_hold_it() -> None:
