@@ -40,6 +40,12 @@ def test_what_is_put_first() -> None:
     bases = {one["name"]: one["f1"] for one in genes["bases", "causal", 1.0]["classes"]}
     hidden = result("umaydis_mlm_h200")["evaluation"]["rows"][0]["bits"]
     voice = result("prompts_h200")["evaluation"]["rows"][0]
+    speeds = (
+        result("umaydis_h200")["metrics"]["train/bases_per_second"],
+        result("prompts_h200")["trained"]["samples_per_second"],
+    )
+    for speed in speeds:
+        assert f"{speed / 1e6:.2f} million" in numbers, speed
     for value, digits in (
         (hidden["model"], 4),
         (hidden["two-sided"], 4),
