@@ -57,13 +57,18 @@ class Seen:
 
 
 def direct(
-    forward: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]
+    forward: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    results: int | None = None,
 ) -> Callable[..., Any]:
     """The function that a call of the registered operator comes to, for plain tensors.
 
     Args:
         forward: the operator's implementation: tensors, None and numbers to a tensor or a tuple of them.
         setup_context, backward: as ``register_autograd`` takes them; ``backward`` calls implementations, not operators.
+        results: how many of the tuple are results, which have gradients; what stands behind them is there for
+            ``setup_context`` alone. None: all.
     """
 
     class Direct(torch.autograd.Function):
@@ -71,7 +76,7 @@ def direct(
         def forward(ctx: Any, *inputs: Any) -> Any:
             output = forward(*inputs)
             setup_context(ctx, inputs, output)
-            return output
+            return output if results is None else output[:results]
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -82,6 +87,7 @@ def direct(
     def call(*inputs: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
             return Direct.apply(*inputs)
-        return forward(*inputs)
+        output = forward(*inputs)
+        return output if results is None else output[:results]
 
     return call

@@ -33,6 +33,7 @@ EMPTY = {
     aten.new_empty.default,
     aten.new_empty_strided.default,
 }
+_CONTIGUOUS = torch.contiguous_format
 _watching = threading.local()
 
 
@@ -121,7 +122,7 @@ class _Tape:
         results = result if isinstance(result, tuple) else (result,)
         self.single = not isinstance(result, tuple)
         self._pieces: dict[int, tuple[int, int]] = {}  # of allocations, by their address: number, and bytes in
-        self.made: list[tuple[tuple[int, ...], torch.dtype]] = []  # memory of the outputs
+        self.made: list[Tensor] = []  # memory of the outputs is like these
         self.count = len(watcher.arguments)
         for tensor in results:
             if tensor is not None:
@@ -134,6 +135,9 @@ class _Tape:
                 self.scratch += -(-size // ALIGNMENT) * ALIGNMENT
         if self.scratch > MOST_SCRATCH:
             raise _Obstacle(f"{self.scratch} bytes of scratch memory")
+        self.fresh = list(self.made)
+        if self.scratch:
+            self.fresh.append(_like((self.scratch,), watcher.arguments[0], torch.uint8))
         self.outputs = [None if tensor is None else self._output(tensor) for tensor in results]
         self.launches = [self._launch(*launched) for launched in watcher.launches]
         self.used = sorted({place.piece for one in self.launches for place in one.places})
@@ -148,7 +152,7 @@ class _Tape:
             if not memory.is_contiguous():
                 raise _Obstacle("an output with strides of its own")
             self._pieces[address] = (self.count + len(self.made), 0)
-            self.made.append((tuple(memory.shape), memory.dtype))
+            self.made.append(_like(tuple(memory.shape), memory))
 
     def _output(self, tensor: Tensor) -> _Output:
         address = tensor.untyped_storage().data_ptr()
@@ -188,15 +192,11 @@ class _Tape:
 
     def play(self, arguments: Sequence[Tensor]) -> Any:
         """Launch everything for other arguments of the same kind."""
-        first = arguments[0]
-        device = first.device
-        pieces = [*arguments, *[torch.empty(size, dtype=dtype, device=device) for size, dtype in self.made]]
-        if self.scratch:
-            pieces.append(torch.empty(self.scratch, dtype=torch.uint8, device=device))
+        pieces = [*arguments, *[torch.empty_like(one, memory_format=_CONTIGUOUS) for one in self.fresh]]
         if self.prepared is None:
             self._interpret(pieces)
         else:
-            stream = torch._C._cuda_getCurrentRawStream(device.index)
+            stream = torch._C._cuda_getCurrentRawStream(arguments[0].get_device())
             start = [piece.data_ptr() for piece in pieces]
             for run, grid, fixed, places, rest in self.prepared:
                 run(*grid, stream, *fixed, *[start[piece] + offset for piece, offset in places], *rest)
@@ -213,6 +213,11 @@ class _Tape:
         for one in self.launches:
             pointers = [_at(pieces[place.piece], place) for place in one.places]
             one.kernel[one.grid](*pointers, *one.rest, **one.options)
+
+
+def _like(size: tuple[int, ...], tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """One number that stands for a tensor of this size: torch.empty_like takes half of torch.empty's time."""
+    return torch.empty(1, dtype=dtype or tensor.dtype, device=tensor.device).expand(size)
 
 
 def _three(grid: tuple[int, ...]) -> tuple[int, int, int]:

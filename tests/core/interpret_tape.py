@@ -14,6 +14,8 @@ from mamba_core.ops.causal_conv1d import triton as conv
 from mamba_core.ops.causal_conv1d import triton_backward as conv_backward
 from mamba_core.ops.gated_rms_norm import gated_rms_norm
 from mamba_core.ops.gated_rms_norm import triton as norm
+from mamba_core.ops.mamba1_inner import mamba1_inner
+from mamba_core.ops.mamba1_inner import triton as inner1
 from mamba_core.ops.mamba2_inner import mamba2_inner
 from mamba_core.ops.mamba2_inner import triton as inner
 from mamba_core.ops.selective_scan import selective_scan
@@ -23,6 +25,7 @@ from mamba_core.ops.ssd import ssd
 from mamba_core.ops.ssd import triton as dual
 from mamba_core.ops.ssd import triton_backward as dual_backward
 from tests.core.helpers import assert_equal, gradients, ssd_inputs
+from tests.core.test_mamba1_inner import inner_arguments as inner1_arguments
 from tests.core.test_mamba2_inner import inner_arguments
 
 Arguments = Mapping[str, Tensor]
@@ -41,7 +44,15 @@ def floats(arguments: Arguments) -> dict[str, Tensor]:
     return {name: t.detach().float() for name, t in arguments.items()}
 
 
+INNER1 = (inner1.convolve, inner1.scan, inner1.scan_backward, inner1.convolve_backward)
 CASES: dict[str, tuple[Callable, Callable[[], dict[str, Tensor]], tuple[Callable, ...], dict[str, object]]] = {
+    "mamba1_inner": (mamba1_inner, lambda: floats(inner1_arguments(2, 40, 24, 3, 2, 4)), INNER1, {}),
+    "mamba1_inner without states, A as its logarithm": (
+        mamba1_inner,
+        lambda: floats(inner1_arguments(1, 20, 64, 3, 2, 4, states=False)) | shapes(A=(64, 3)),
+        INNER1,
+        {"log_A": True},
+    ),
     "mamba2_inner": (
         mamba2_inner,
         lambda: floats(inner_arguments(1, 40, 2, 16, 2, 24, 3)),

@@ -1,5 +1,6 @@
 """Mamba-1's one operation on a GPU, against the operations that it is made of in float64."""
 
+import math
 from functools import partial
 
 import pytest
@@ -24,10 +25,13 @@ def inputs(length: int, dtype: torch.dtype = torch.float32, batch: int = 2, stat
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lengths(packed: bool, dtype: torch.dtype) -> None:
-    """In bf16 four operations round one after the other."""
-    tolerance = 1e-3 if dtype == torch.float32 else 4e-2  # float32: products of matrices may use TF32
+    """In bf16 four operations round one after the other; a dt that rounding carries across a limit has all of its
+    gradient or none, in the chunked path too: 5 to 6 parts in 100 of those of dt_weight and dt_bias."""
     for index, length in enumerate((1, 63, 2049)):
-        options = {"dt_limit": LIMITS[index % 2], "tolerance": tolerance}
+        limit = LIMITS[index % 2]
+        rounding = 2e-2 if limit == (0.0, math.inf) else 1e-1
+        tolerance = 1e-3 if dtype == torch.float32 else rounding  # float32: products of matrices may use TF32
+        options = {"dt_limit": limit, "tolerance": tolerance}
         compare(mamba1_inner, inputs(length, dtype), documents(length, packed), **options)
 
 

@@ -51,14 +51,14 @@ def _convolve(
 
 @triton.jit
 def shift_tail(x_ptr, tail_ptr, channel, here, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
-    """Move the tail of some channels of one row on by one input."""
+    """Move the tail of some channels of one row on by one input: all of it is read before any is written."""
+    rows = ()
+    for k in tl.static_range(1, WIDTH - 1):
+        rows = rows + (tl.load(tail_ptr + k * CHANNELS + channel, mask=here),)
+    rows = rows + (tl.load(x_ptr + channel, mask=here).to(tail_ptr.dtype.element_ty),)
+    tl.debug_barrier()
     for k in tl.static_range(WIDTH - 1):
-        if k < WIDTH - 2:
-            next_ = tl.load(tail_ptr + (k + 1) * CHANNELS + channel, mask=here)
-        else:
-            next_ = tl.load(x_ptr + channel, mask=here).to(tail_ptr.dtype.element_ty)
-        tl.debug_barrier()
-        tl.store(tail_ptr + k * CHANNELS + channel, next_, mask=here)
+        tl.store(tail_ptr + k * CHANNELS + channel, rows[k], mask=here)
 
 
 @triton.jit
@@ -143,9 +143,9 @@ def _finish(
         here = cols < SIZE
         cols += part * SIZE
         z = tl.load(projected_ptr + cols, mask=here, other=0.0).to(tl.float32)
+        weight = tl.load(norm_ptr + cols, mask=here, other=0.0).to(tl.float32)  # on its way with the others
         u = tl.load(y_ptr + row * INNER + cols, mask=here, other=0.0) * z * sigmoid(z)
         scale = tl.rsqrt(tl.sum(u * u, 0) / SIZE + eps)
-        weight = tl.load(norm_ptr + cols, mask=here, other=0.0).to(tl.float32)
         tl.store(out_ptr + row * INNER + cols, u * scale * weight, mask=here)
         mark(seq_ptr, row, part == 0)
     else:

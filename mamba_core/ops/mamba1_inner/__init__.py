@@ -74,8 +74,7 @@ def mamba1_inner(
             x_weight, dt_weight = x_weight.to(projected.dtype), dt_weight.to(projected.dtype)
         if x_weight.dtype == dt_weight.dtype == projected.dtype:
             weights = (projected, conv_weight, conv_bias, x_weight, dt_weight)
-            y, conv, ssm, *_ = operators.mamba1_inner_direct(*weights, *tensors[5:], *map(float, dt_limit), log_A)
-            return y, conv, ssm
+            return operators.mamba1_inner_direct(*weights, *tensors[5:], *map(float, dt_limit), log_A)
 
     def select(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rank, n = dt_weight.shape[1], A.shape[1]

@@ -5,7 +5,6 @@ It is for eager mode alone: what traces sees the operations that it is made of (
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from mamba_core.ops.direct import direct
 from mamba_core.ops.results import complete, remember_results
@@ -14,28 +13,15 @@ _WEIGHTS = (3, 4)  # x_weight and dt_weight, among the arguments
 
 
 def _forward(*arguments):  # type: ignore[no-untyped-def]
-    from mamba_core.ops.causal_conv1d import triton as convolution  # late: there is no Triton on a Mac
-    from mamba_core.ops.selective_scan import triton as scan
+    from mamba_core.ops.mamba1_inner import triton  # late: there is no Triton on a Mac
 
-    projected, conv_weight, conv_bias, x_weight, dt_weight, A, D, dt_bias = arguments[:8]
-    conv_state, ssm_state, seq_idx, dt_min, dt_max, log = arguments[8:]
-    channels = len(conv_weight)
-    x, conv = convolution.forward(projected[..., :channels], conv_weight, conv_bias, conv_state, seq_idx, True)
+    projected, conv_weight, conv_bias, x_weight, dt_weight, *scan = arguments[:8]
+    conv_state, ssm_state, seq_idx, *options = arguments[8:]
+    x, conv = triton.convolve(projected, conv_weight, conv_bias, conv_state, seq_idx)
     selected = F.linear(x, x_weight)
-    dt = F.linear(selected[..., : dt_weight.shape[1]], dt_weight)
-    B, C = _B_and_C(selected, dt_weight)
-    limit = (dt_min, dt_max)
-    y, ssm, enter, total = scan.forward(
-        x, dt, A, B, C, D, projected[..., channels:], dt_bias, ssm_state, seq_idx, True, limit, log
-    )
-    return y, conv, ssm, x, selected, dt, enter, total
-
-
-def _B_and_C(selected: Tensor, dt_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(b, l, 1, n) each, from (b, l, r + 2 n)."""
-    rank = dt_weight.shape[1]
-    n = (selected.shape[-1] - rank) // 2
-    return selected[..., rank : rank + n].unsqueeze(2), selected[..., rank + n :].unsqueeze(2)
+    dt = F.linear(selected.narrow(-1, 0, dt_weight.shape[1]), dt_weight)
+    y, ssm, *kept = triton.scan(projected, x, selected, dt, *scan, ssm_state, seq_idx, *options)
+    return y, conv, ssm, x, selected, dt, *kept
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -47,35 +33,35 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.states = [None if state is None else state.dtype for state in (tensors[-1], ssm_state)]
 
 
-def _backward(ctx, grad_y, grad_conv, grad_ssm, *_grads):  # type: ignore[no-untyped-def]
-    from mamba_core.ops.causal_conv1d import triton_backward as convolution
-    from mamba_core.ops.selective_scan import triton_backward as scan
+def _backward(ctx, grad_y, grad_conv, grad_ssm):  # type: ignore[no-untyped-def]
+    from mamba_core.ops.mamba1_inner import triton
 
     saved = ctx.saved_tensors  # once: checkpointing does not unpack twice
-    projected, conv_weight, conv_bias, x_weight, dt_weight, A, D, dt_bias, conv_state, seq_idx = saved[:10]
-    x, selected, dt, enter, total = saved[10:]
-    dt_min, dt_max, log = ctx.options
+    projected, conv_weight, conv_bias, x_weight, dt_weight, *scan = saved[:8]
+    conv_state, seq_idx, x, selected, dt, *kept = saved[8:]
     (grad_y,) = complete(ctx, grad_y)
-    channels, rank = dt_weight.shape
-    B, C = _B_and_C(selected, dt_weight)
-    tensors = (x, dt, A, B, C, D, projected[..., channels:], dt_bias, seq_idx, enter, total)
-    dx, ddt, dA, dB, dC, dD, dz, dbias, dssm = scan.backward(grad_y, grad_ssm, *tensors, True, (dt_min, dt_max), log)
-    rows = dx.shape[0] * dx.shape[1]
-    dx2, ddt2, selected2 = dx.view(rows, -1), ddt.view(rows, -1), selected.view(rows, -1)
-    dselected = torch.cat([ddt2 @ dt_weight, dB.view(rows, -1), dC.view(rows, -1)], dim=1)
+    rank = dt_weight.shape[1]
+    dprojected, dselected = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (projected, selected))
+    dx, ddt, dA, dD, dbias, dssm = triton.scan_backward(
+        grad_y, grad_ssm, projected, x, selected, dt, *scan, seq_idx, *kept, dprojected, dselected,
+        ctx.states[1] is not None, *ctx.options,
+    )  # fmt: skip
+    dx2, ddt2, selected2, dselected2 = (t.flatten(0, 1) for t in (dx, ddt, selected, dselected))
+    torch.mm(ddt2, dt_weight, out=dselected2.narrow(1, 0, rank))
     dx_weight, ddt_weight = (
         left.t() @ right if ctx.needs_input_grad[place] else None
-        for place, left, right in zip(_WEIGHTS, (dselected, ddt2), (x.view(rows, -1), selected2[:, :rank]), strict=True)
+        for place, left, right in zip(
+            _WEIGHTS, (dselected2, ddt2), (x.flatten(0, 1), selected2.narrow(1, 0, rank)), strict=True
+        )
     )
-    dx2.addmm_(dselected, x_weight)
-    grads = torch.empty(projected.shape, dtype=projected.dtype, device=projected.device)
-    given = (projected[..., :channels], conv_weight, conv_bias, conv_state, seq_idx, True)
-    _, dconv_weight, dconv_bias, dconv = convolution.backward(dx, grad_conv, *given, grads[..., :channels])
-    grads[..., channels:] = dz
-    dA, dD, dbias = (grad.to(dtype) for grad, dtype in zip((dA, dD, dbias), ctx.dtypes, strict=True))
-    states = [None if dtype is None else t.to(dtype) for t, dtype in zip((dconv, dssm), ctx.states, strict=True)]
-    weights = (dconv_weight, dconv_bias, dx_weight, ddt_weight)
-    return (grads, *weights, dA, dD, dbias, *states, None, *[None for _ in ctx.options])
+    dx2.addmm_(dselected2, x_weight)
+    weights = (conv_weight, conv_bias, conv_state, seq_idx)
+    dconv_weight, dconv_bias, dconv = triton.convolve_backward(dx, grad_conv, projected, *weights, dprojected)
+    dscan = (grad.to(dtype) for grad, dtype in zip((dA, dD, dbias), ctx.dtypes, strict=True))
+    states = (None if dtype is None else t.to(dtype) for t, dtype in zip((dconv, dssm), ctx.states, strict=True))
+    return (
+        dprojected, dconv_weight, dconv_bias, dx_weight, ddt_weight, *dscan, *states, None, *[None for _ in ctx.options]
+    )  # fmt: skip
 
 
-mamba1_inner_direct = direct(_forward, _setup_context, _backward)
+mamba1_inner_direct = direct(_forward, _setup_context, _backward, results=3)

@@ -139,7 +139,7 @@ def _in_place_of_inputs(ctx, grads, dnorm, dw, db, dA, dD, dbias, dconv, dssm): 
 mamba2_inner.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _backward_direct(ctx, grad, grad_conv, grad_ssm, _grad_y, _grad_enter):  # type: ignore[no-untyped-def]
+def _backward_direct(ctx, grad, grad_conv, grad_ssm):  # type: ignore[no-untyped-def]
     from mamba_core.ops.mamba2_inner import triton
 
     y, projected, conv_weight, conv_bias, A, D, dt_bias, norm_weight, conv_state, seq_idx, enter = ctx.saved_tensors
@@ -162,4 +162,4 @@ def _backward_direct(ctx, grad, grad_conv, grad_ssm, _grad_y, _grad_enter):  # t
     return _in_place_of_inputs(ctx, grads, dnorm, *found)
 
 
-mamba2_inner_direct = direct(_forward, _setup_context, _backward_direct)
+mamba2_inner_direct = direct(_forward, _setup_context, _backward_direct, results=3)

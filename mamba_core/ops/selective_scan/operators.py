@@ -117,7 +117,7 @@ def selective_scan_triton(
     dt_min: float,
     dt_max: float,
     log: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
     return _forward_direct(*tensors, dt_softplus, dt_min, dt_max, log)
 
@@ -134,9 +134,11 @@ def _(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, dt_min
     from mamba_core.ops.selective_scan.triton import plan
 
     batch, _, channels = x.shape
-    cut, n = plan(x, B), A.shape[1]
+    cut, (groups, n) = plan(x, B), B.shape[2:]
     shapes = ((batch, channels, n), (batch, cut.chunks + 1, n, cut.wide), (batch, cut.chunks, cut.wide))
-    return (x.new_empty(x.shape), *[x.new_empty(shape, dtype=torch.float32) for shape in shapes])
+    y, *states = (x.new_empty(x.shape), *[x.new_empty(shape, dtype=torch.float32) for shape in shapes])
+    weights = B.new_empty(2, batch, groups, n, cut.padded, dtype=B.dtype if B.dtype == C.dtype else torch.float32)
+    return y, *states, weights, x.new_empty(n, cut.wide, dtype=torch.float32)
 
 
 @torch.library.custom_op("mamba_core::selective_scan_triton_backward", mutates_args=())
@@ -154,25 +156,27 @@ def selective_scan_triton_backward(
     seq_idx: Tensor | None,
     enter: Tensor,
     total: Tensor,
+    weights: Tensor,
+    A2: Tensor,
     dt_softplus: bool,
     dt_min: float,
     dt_max: float,
     log: bool,
 ) -> list[Tensor]:
-    tensors = (x, dt, A, B, C, D, z, dt_bias, seq_idx, enter, total)
-    grads = _gradients(grad_y, grad_final, *tensors, dt_softplus, dt_min, dt_max, log)
+    tensors = (x, dt, A, B, C, D, z, dt_bias, seq_idx, enter, total, weights, A2)
+    grads = _gradients(True, grad_y, grad_final, *tensors, dt_softplus, dt_min, dt_max, log)
     return [x.new_empty(0) if grad is None else grad for grad in grads]
 
 
-def _gradients(*arguments):  # type: ignore[no-untyped-def]
+def _gradients(wants_state, *arguments):  # type: ignore[no-untyped-def]
     from mamba_core.ops.selective_scan import triton_backward
 
     *tensors, dt_softplus, dt_min, dt_max, log = arguments
-    return triton_backward.backward(*tensors, dt_softplus, (dt_min, dt_max), log)
+    return triton_backward.backward(*tensors, dt_softplus, (dt_min, dt_max), log, wants_state)
 
 
 @selective_scan_triton_backward.register_fake
-def _(grad_y, grad_final, x, dt, A, B, C, D, z, dt_bias, seq_idx, enter, total, *_options):  # type: ignore[no-untyped-def]
+def _(grad_y, grad_final, x, dt, A, B, C, D, z, dt_bias, *_rest):  # type: ignore[no-untyped-def]
     batch, _, channels = x.shape
     grads = _fake_gradients(x, dt, A, B, C, z, (batch, channels, A.shape[1]), torch.float32)
     for place, given in ((2, A), (5, D), (7, dt_bias)):
@@ -181,16 +185,18 @@ def _(grad_y, grad_final, x, dt, A, B, C, D, z, dt_bias, seq_idx, enter, total, 
     return grads
 
 
-def _backward_triton(ctx, grad_y, grad_final, _grad_enter, _grad_total):  # type: ignore[no-untyped-def]
+def _backward_triton(ctx, grad_y, grad_final, *_grads):  # type: ignore[no-untyped-def]
     (grad_y,) = complete(ctx, grad_y)
     grads = selective_scan_triton_backward(grad_y, grad_final, *ctx.saved_tensors, *ctx.options)
     return _in_place_of_inputs(ctx, grads)
 
 
-def _backward_direct(ctx, grad_y, grad_final, _grad_enter, _grad_total):  # type: ignore[no-untyped-def]
+def _backward_direct(ctx, grad_y, grad_final):  # type: ignore[no-untyped-def]
     (grad_y,) = complete(ctx, grad_y)
-    return _in_place_of_inputs(ctx, _gradients(grad_y, grad_final, *ctx.saved_tensors, *ctx.options))
+    wants_state = ctx.dtypes[-1] is not None
+    grads = _gradients(wants_state, grad_y, grad_final, *ctx.saved_tensors, *ctx.options)
+    return _in_place_of_inputs(ctx, grads)
 
 
 selective_scan_triton.register_autograd(_backward_triton, setup_context=_setup_context)
-selective_scan_triton_direct = direct(_forward_direct, _setup_context, _backward_direct)
+selective_scan_triton_direct = direct(_forward_direct, _setup_context, _backward_direct, results=2)

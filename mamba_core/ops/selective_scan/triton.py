@@ -275,9 +275,10 @@ def _chunk_states(
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
 def _pass_states(
     local_ptr, total_ptr, A_ptr, run_ptr, states_ptr, length, chunk, chunks, N, wide,
-    T: tl.constexpr, K: tl.constexpr, HAS_RUN: tl.constexpr, REVERSE: tl.constexpr,
+    T: tl.constexpr, K: tl.constexpr, HAS_RUN: tl.constexpr, GIVEN: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """states[c + 1] = decay[c] states[c] + local[c] from states[0]; reverse, states[c] from states[c + 1]."""
+    """states[c + 1] = decay[c] states[c] + local[c] from states[0]; reverse, states[c] from states[c + 1]. What they
+    come from stands there if GIVEN, else zeros are put there."""
     size = N * wide
     batch = tl.program_id(0).to(tl.int64) // (size // (32 * K))
     place = tl.program_id(0) % (size // (32 * K)) * (32 * K)
@@ -288,7 +289,12 @@ def _pass_states(
     total_ptr += batch * chunks * wide + place % wide
     run_ptr += batch * length
     rows = tl.arange(0, T)[:, None, None]
-    state = tl.load(states_ptr + (chunks * size.to(tl.int64) if REVERSE else 0) + lanes)
+    begin_ptr = states_ptr + (chunks * size.to(tl.int64) if REVERSE else 0) + lanes
+    state = tl.zeros((K, 32), tl.float32)
+    if GIVEN:
+        state = tl.load(begin_ptr)
+    else:
+        tl.store(begin_ptr, state)
     for done in tl.range(0, chunks, T, num_stages=1):
         c = (done + tl.arange(0, T)).to(tl.int64)
         here = (c < chunks)[:, None, None]
@@ -419,9 +425,12 @@ def forward(
     softplus: bool,
     limit: tuple[float, float],
     log: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Outputs (b, l, d) in x's dtype, final state (b, d, n) in float32, and for the backward the states that enter each
-    chunk (b, chunks + 1, n, wide) and the sums of its time steps (b, chunks, wide). With ``log`` A holds log(-A)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs (b, l, d) in x's dtype and the final state (b, d, n) in float32. With ``log`` A holds log(-A).
+
+    For the backward, too, the states that enter each chunk (b, chunks + 1, n, wide), the sums of its time steps
+    (b, chunks, wide), B and C as :func:`transpose` has them, and the rates of decay (n, wide).
+    """
     b, l, d = x.shape
     g, n = B.shape[2:]
     cut = plan(x, B)
@@ -434,7 +443,6 @@ def forward(
         torch.empty(b, *shape, dtype=torch.float32, device=x.device)
         for shape in ((cut.chunks, n, cut.wide), (cut.chunks, cut.wide), (cut.chunks + 1, n, cut.wide))
     )
-    widen_(enter[:, 0], initial_state, g)
     y = torch.empty(b, l, d, dtype=x.dtype, device=x.device)
     flags = {
         "SOFTPLUS": softplus,
@@ -451,7 +459,7 @@ def forward(
         x, dt, A2, weights[0], bias, run, local, total, *sizes, blocks, g, d // g, cut.padded,
         *x.stride()[:2], *dt.stride()[:2], **flags, **how,
     )  # fmt: skip
-    pass_states(local, total, A2, run, enter, l, cut, seq_idx is not None)
+    pass_states(initial_state, local, total, A2, run, enter, l, cut, g, seq_idx is not None)
     how = LAUNCH["outputs"]
     blocks = cut.wide // (32 * how["K"])
     launch(_outputs, (b * cut.chunks * blocks,),
@@ -460,17 +468,20 @@ def forward(
         *x.stride()[:2], *dt.stride()[:2], *gate.stride()[:2],
         **flags, HAS_D=D is not None, HAS_Z=z is not None, **how,
     )  # fmt: skip
-    return y, narrow(enter[:, -1], g, d), enter, total
+    return y, narrow(enter[:, -1], g, d), enter, total, weights, A2
 
 
 def pass_states(
-    local: Tensor, total: Tensor, A2: Tensor, run: Tensor, states: Tensor, length: int, cut: Plan, has_run: bool,
-    reverse: bool = False,
+    first: Tensor | None, local: Tensor, total: Tensor, A2: Tensor, run: Tensor, states: Tensor, length: int, cut: Plan,
+    groups: int, has_run: bool, reverse: bool = False,
 ) -> None:  # fmt: skip
-    """Fill ``states`` (b, chunks + 1, n, wide) from its first entry on, or from its last one back."""
+    """Fill ``states`` (b, chunks + 1, n, wide) from its first entry on, or from its last one back; that one is
+    ``first`` (b, d, n), zeros for None."""
     how = LAUNCH["pass"]
     b, _, n, wide = local.shape
+    if first is not None:
+        widen_(states[:, -1 if reverse else 0], first, groups)
     launch(_pass_states, (b * n * wide // (32 * how["K"]),),
         local, total, A2, run, states, length, cut.chunk, cut.chunks, n, wide,
-        HAS_RUN=has_run, REVERSE=reverse, **how,
+        HAS_RUN=has_run, GIVEN=first is not None, REVERSE=reverse, **how,
     )  # fmt: skip

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from mamba_core.ops.kernels import LOG2_E, encode_runs, inner_contiguous, on_device_of_first, sigmoid
 from mamba_core.ops.selective_scan.triton import (
-    TOKENS,
     UNALIGNED,
     VARYING,
     accumulate,
@@ -42,11 +41,10 @@ from mamba_core.ops.selective_scan.triton import (
     store_tile,
     take,
     time_steps,
-    transpose,
     walk,
     where_here,
 )
-from mamba_core.ops.selective_scan.triton_layout import narrow, rates, widen_
+from mamba_core.ops.selective_scan.triton_layout import narrow, narrow_parameters
 from mamba_core.ops.tape import launch, taped
 
 LN_2 = tl.constexpr(math.log(2))
@@ -57,9 +55,9 @@ LAUNCH = {
     "chunks": {"T": 16, "K": 2, "num_warps": 1, "maxnreg": 128},
     "gradients": {"T": 8, "K": 2, "num_warps": 1, "maxnreg": 255},
 }
-POINTERS = ["gy", "leave", "border", "dA", "dvector", "dx", "ddt", "dz", "part"]
+POINTERS = ["gy", "leave", "border", "parameters", "dx", "ddt", "dz", "part"]
 UNALIGNED = [*UNALIGNED, *[f"{name}_ptr" for name in POINTERS]]
-VARYING = [*VARYING, "half", "first_index", "parts", "each"]
+VARYING = [*VARYING, "half", "first_index", "parts", "each", "dz_b", "dz_l"]
 
 
 @triton.jit
@@ -132,9 +130,9 @@ def _chunk_gradients(
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
 def _gradients(
     x_ptr, dt_ptr, z_ptr, gy_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, run_ptr, enter_ptr, leave_ptr, border_ptr,
-    dx_ptr, ddt_ptr, dz_ptr, dA_ptr, dvector_ptr, part_ptr,
+    dx_ptr, ddt_ptr, dz_ptr, parameters_ptr, part_ptr,
     first_index, length, chunk, chunks, low, high, N, blocks, groups, parts, each, per_group, padded, half,
-    x_b, x_l, dt_b, dt_l, z_b, z_l, gy_b, gy_l,
+    x_b, x_l, dt_b, dt_l, z_b, z_l, gy_b, gy_l, dz_b, dz_l,
     T: tl.constexpr, K: tl.constexpr, SOFTPLUS: tl.constexpr, CLAMP: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RUN: tl.constexpr, EVEN: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
@@ -155,7 +153,7 @@ def _gradients(
     d = groups * per_group
     dx_ptr += batch * length * d
     ddt_ptr += batch * length * d
-    dz_ptr += batch * length * d
+    dz_ptr += batch * dz_b
     run_ptr += batch * length
     B_ptr += (batch * groups + group) * N * padded
     C_ptr += (batch * groups + group) * N * padded
@@ -163,8 +161,8 @@ def _gradients(
     enter_ptr += (index + batch) * size
     leave_ptr += (index + batch + 1) * size
     border_ptr += program * (chunk // T) * N * (32 * K)
-    dA_ptr += slot * size
-    dvector_ptr += slot * 2 * wide
+    dA_ptr = parameters_ptr + slot * (size + 2 * wide)
+    dvector_ptr = dA_ptr + size
     lanes = lanes_of(K)
     rows = tl.arange(0, T)[:, None, None]
     j = tl.arange(0, 2 * T)
@@ -203,7 +201,7 @@ def _gradients(
                 z = load_tile(z_ptr + start * z_l + col, z_l, here, whole, T, K)
                 s = sigmoid(z)
                 dz = gy * (y + D * x) * (s * (1.0 + z * (1.0 - s)))
-                store_tile(dz_ptr + start * d + col, d, dz, there, whole, T, K)
+                store_tile(dz_ptr + start * dz_l + col, dz_l, dz, there, whole, T, K)
 
         d_bias = tl.zeros((K, 32), tl.float32)
         d_D = tl.zeros((K, 32), tl.float32)
@@ -296,28 +294,31 @@ def _gradients(
         tl.store(dvector_ptr + wide + lane + lanes, d_bias)
 
 
-@triton.jit(do_not_specialize=["length", "N", "parts", "half"])
+@triton.jit(do_not_specialize=["length", "N", "parts", "half", "to_b", "to_l", "to_g"])
 def _sum_parts(
-    part_ptr, dB_ptr, dC_ptr, length, N, groups, parts, padded, half, TOKENS: tl.constexpr, BLOCK: tl.constexpr
+    part_ptr, dB_ptr, dC_ptr, length, N, groups, parts, padded, half, to_b, to_l, to_g,
+    TOKENS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """(2, b, g, n, parts, padded), summed over parts, to dB and dC (b, l, g, n)."""
+    """(2, b, g, n, parts, padded), summed over parts, ROWS of them at a time, to dB and dC (b, l, g, n)."""
     cuts = padded // TOKENS
     batch = tl.program_id(0).to(tl.int64) // cuts
     at = tl.program_id(0).to(tl.int64) % cuts * TOKENS + tl.arange(0, TOKENS)
     group = tl.program_id(1)
     n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    inside = (n < N)[:, None]
-    part_ptr += ((batch * groups + group) * N + n)[:, None] * (parts.to(tl.int64) * padded) + at[None, :]
-    dB = tl.zeros((BLOCK, TOKENS), tl.float32)
-    dC = tl.zeros((BLOCK, TOKENS), tl.float32)
-    for _ in tl.range(0, parts):
-        dB += tl.load(part_ptr, mask=inside, other=0.0)
-        dC += tl.load(part_ptr + half, mask=inside, other=0.0)
-        part_ptr += padded
-    to = ((batch * length + at[:, None]) * groups + group) * N + n[None, :]
+    inside = (n < N)[None, :, None]
+    row = tl.arange(0, ROWS)[:, None, None]
+    part_ptr += ((batch * groups + group) * N + n)[None, :, None] * (parts.to(tl.int64) * padded) + at[None, None, :]
+    dB = tl.zeros((ROWS, BLOCK, TOKENS), tl.float32)
+    dC = tl.zeros((ROWS, BLOCK, TOKENS), tl.float32)
+    for start in tl.range(0, parts, ROWS):
+        from_ = part_ptr + (start + row) * padded
+        here = inside & (start + row < parts)
+        dB += tl.load(from_, mask=here, other=0.0)
+        dC += tl.load(from_ + half, mask=here, other=0.0)
+    to = batch * to_b + at[:, None] * to_l + group.to(tl.int64) * to_g + n[None, :]
     there = (at < length)[:, None] & (n < N)[None, :]
-    tl.store(dB_ptr + to, tl.trans(dB), mask=there)
-    tl.store(dC_ptr + to, tl.trans(dC), mask=there)
+    tl.store(dB_ptr + to, tl.trans(tl.sum(dB, 0)), mask=there)
+    tl.store(dC_ptr + to, tl.trans(tl.sum(dC, 0)), mask=there)
 
 
 @triton.jit(do_not_specialize=["count", "size"])
@@ -337,13 +338,6 @@ def _add_parts(part_ptr, to_ptr, count, size, BLOCK: tl.constexpr, FIRST: tl.con
     tl.store(to_ptr + cols, added, mask=inside)
 
 
-def _add(parts: Tensor, count: int, total: Tensor, first: bool) -> None:
-    block = 128
-    launch(
-        _add_parts, (triton.cdiv(total.numel(), block),), parts, total, count, total.numel(), BLOCK=block, FIRST=first
-    )
-
-
 @taped
 @on_device_of_first
 def backward(
@@ -360,14 +354,20 @@ def backward(
     seq_idx: Tensor | None,
     enter: Tensor,
     total: Tensor,
+    weights: Tensor,
+    A2: Tensor,
     softplus: bool,
     limit: tuple[float, float],
     log: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    wants_state: bool = True,
+    *,
+    into: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
     """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; D and dt_bias count as given, in float32.
 
-    That of the state is float32, the others have the dtypes of what was given. With ``log`` A holds log(-A), and so
-    does its gradient.
+    That of the state is float32, and None unless it is wanted; the others have the dtypes of what was given. With
+    ``log`` A holds log(-A), and so does its gradient. Those of B, C and z go ``into`` memory of such shapes where it is
+    given: any strides but the last, which is 1; the first two have the same.
     """
     b, l, d = x.shape
     g, n = B.shape[2:]
@@ -376,11 +376,8 @@ def backward(
     x, dt, gy = inner_contiguous(x), inner_contiguous(dt), inner_contiguous(grad_y)
     gate = x if z is None else inner_contiguous(z)
     run = x if seq_idx is None else encode_runs(seq_idx)
-    weights = transpose(B, C, run, has_run, cut.padded)
-    A2 = rates(A, g, cut.wide, log)
     local = torch.empty(b, cut.chunks, n, cut.wide, dtype=torch.float32, device=x.device)
     leave = torch.empty_like(enter)
-    widen_(leave[:, -1], grad_final, g)
     flags = {
         "SOFTPLUS": softplus,
         "CLAMP": clamps(softplus, limit),
@@ -398,7 +395,7 @@ def backward(
         gy, dt, gate, A2, weights[1], bias, run, local, *sizes, blocks, g, d // g, cut.padded,
         *gy.stride()[:2], *dt.stride()[:2], *gate.stride()[:2], **flags, **how,
     )  # fmt: skip
-    pass_states(local, total, A2, run, leave, l, cut, has_run, reverse=True)
+    pass_states(grad_final, local, total, A2, run, leave, l, cut, g, has_run, reverse=True)
     del local
 
     how = LAUNCH["gradients"]
@@ -412,30 +409,35 @@ def backward(
     slab = min(slab, b * cut.chunks)
     border = torch.empty(slab * g * parts * scratch, dtype=torch.float32, device=x.device)
     part = torch.empty(2, b, g, n, parts, cut.padded, dtype=torch.float32, device=x.device)
-    dA_part = torch.empty(slab, n, cut.wide, dtype=torch.float32, device=x.device)
-    dvector_part = torch.empty(slab, 2, cut.wide, dtype=torch.float32, device=x.device)
-    dA, dvector = (torch.empty(t.shape[1:], dtype=t.dtype, device=t.device) for t in (dA_part, dvector_part))
+    of_chunks = torch.empty(slab, n + 2, cut.wide, dtype=torch.float32, device=x.device)  # of A, D and dt_bias
+    of_all = torch.empty(n + 2, cut.wide, dtype=torch.float32, device=x.device)
     dx, ddt = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, dt))
-    dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    if into is None:
+        dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (B, C))
+        to_z = dx if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    else:
+        dB, dC, to_z = into
     for start in range(0, b * cut.chunks, slab):
         count = min(slab, b * cut.chunks - start)
         launch(_gradients, (count * g * parts,),
             x, dt, gate, gy, A2, weights[0], weights[1], skip, bias, run, enter, leave, border,
-            dx, ddt, dx if dz is None else dz, dA_part, dvector_part, part,
+            dx, ddt, to_z, of_chunks, part,
             start, *sizes, blocks, g, parts, each, d // g, cut.padded, part[0].numel(),
-            *x.stride()[:2], *dt.stride()[:2], *gate.stride()[:2], *gy.stride()[:2],
+            *x.stride()[:2], *dt.stride()[:2], *gate.stride()[:2], *gy.stride()[:2], *to_z.stride()[:2],
             **flags, HAS_D=D is not None,
             OPERAND=tl.float32 if x.dtype == torch.float32 else tl.bfloat16, PRECISION="tf32x3", **how,
         )  # fmt: skip
-        _add(dA_part, count, dA, start == 0)
-        _add(dvector_part, count, dvector, start == 0)
+        block = 128
+        launch(_add_parts, (triton.cdiv(of_all.numel(), block),),
+            of_chunks, of_all, count, of_all.numel(), BLOCK=block, FIRST=start == 0
+        )  # fmt: skip
 
-    dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (B, C))
-    block = min(64, max(16, triton.next_power_of_2(n)))
-    launch(_sum_parts, (b * cut.padded // TOKENS, g, -(-n // block)),
-        part, dB, dC, l, n, g, parts, cut.padded, part[0].numel(), TOKENS=TOKENS, BLOCK=block
+    tokens, block = 32, 16
+    launch(_sum_parts, (b * cut.padded // tokens, g, -(-n // block)),
+        part, dB, dC, l, n, g, parts, cut.padded, part[0].numel(), *dB.stride()[:3],
+        TOKENS=tokens, BLOCK=block, ROWS=8, num_warps=8,
     )  # fmt: skip
     kinds = [torch.float32 if t is None else t.dtype for t in (D, dt_bias)]
-    dD, dbias = (narrow(dvector[None, i : i + 1], g, d, kind).view(d) for i, kind in enumerate(kinds))
-    dA = narrow(dA[None], g, d, A.dtype, A if log else None).view(d, n)
-    return dx, ddt, dA, dB, dC, dD, dz, dbias, narrow(leave[:, 0], g, d)
+    dA, dD, dbias = narrow_parameters(of_all, A, g, kinds, log)
+    dz, dstate = (None if z is None else to_z), (narrow(leave[:, 0], g, d) if wants_state else None)
+    return dx, ddt, dA, dB, dC, dD, dz, dbias, dstate

@@ -174,7 +174,7 @@ def _forward_direct(*arguments):  # type: ignore[no-untyped-def]
     return triton.forward(*tensors, (dt_min, dt_max))
 
 
-def _backward_direct(ctx, grad_y, grad_final, _grad_enter):  # type: ignore[no-untyped-def]
+def _backward_direct(ctx, grad_y, grad_final):  # type: ignore[no-untyped-def]
     from mamba_core.ops.ssd import triton_backward
 
     (grad_y,) = complete(ctx, grad_y)
@@ -185,4 +185,4 @@ def _backward_direct(ctx, grad_y, grad_final, _grad_enter):  # type: ignore[no-u
     return _in_place_of_inputs((dx, ddt, dA, dB.to(B.dtype), dC.to(C.dtype), *rest), ctx.dtypes)
 
 
-ssd_triton_direct = direct(_forward_direct, _setup_context, _backward_direct)
+ssd_triton_direct = direct(_forward_direct, _setup_context, _backward_direct, results=2)
