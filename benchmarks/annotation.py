@@ -143,7 +143,11 @@ def work(place: argparse.Namespace, folders: dict[str, Path]) -> None:
         config = settings_of(task, share, start, folders, place)
         row, windows = one_training(config, place.runs / name, left)
         if windows is not None:
-            arrays = {"starts": windows.windows.starts, "labels": windows.windows.labels, "said": windows.said["model"]}
+            arrays: dict[str, Any] = {
+                "starts": windows.windows.starts,
+                "labels": windows.windows.labels,
+                "said": windows.said["model"],
+            }
             np.savez(out.with_suffix(".npz"), **arrays)
         about = {"task": task, "start": start, "labels": share, "commit": measured_commit(place.commit, True)}
         write_json(out, about | {"settings": to_dict(config.data)} | row)
@@ -158,7 +162,7 @@ def gather(place: argparse.Namespace, identity: Result) -> Result:
     result |= {"hardware": describe_hardware(choose_device(place.device)), "versions": describe_versions()}
     write_json(place.json, result)
     if place.npz is not None:
-        kept: dict[str, np.ndarray] = {}
+        kept: dict[str, Any] = {}
         for path in sorted(place.runs.glob("*.npz")):
             with np.load(path) as arrays:
                 task = path.stem.split("-")[0]

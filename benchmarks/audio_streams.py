@@ -20,7 +20,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,9 @@ def measure(
     places = np.linspace(0, len(sound), count, endpoint=False).astype(int)
     started = time.perf_counter()
     for turn in range(100_000):
-        blocks = {i: np.take(sound, np.arange(place, place + size), mode="wrap") for i, place in enumerate(places)}
+        blocks: dict[Hashable, np.ndarray] = {
+            i: np.take(sound, np.arange(place, place + size), mode="wrap") for i, place in enumerate(places)
+        }
         before, clock = time.perf_counter(), time.process_time()
         told = streams.feed(blocks)
         now, ticks = time.perf_counter(), time.process_time()

@@ -72,7 +72,7 @@ def run(
         peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
         loaded = load_model(runs / name / "model", str(device))
         row |= {"peak_mib": peak and round(peak), "parameters": sum(p.numel() for p in loaded.model.parameters())}
-        sums = summed(splits.test, model_scores(loaded.model, store, splits.test, None, CHUNK))
+        sums = summed(splits.test, model_scores(loaded.causal, store, splits.test, None, CHUNK))
         row |= {"bits_per_base": round(mean(result, sums), 5), "bits": sums}
         result["trained"][name] = row
         write_json(json_path, result)

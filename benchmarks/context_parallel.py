@@ -89,7 +89,8 @@ class Traffic:
 
             return call
 
-        with patch.multiple(dist, **{name: counting(name, getattr(dist, name)) for name in SENT}):
+        counters: dict[str, Any] = {name: counting(name, getattr(dist, name)) for name in SENT}
+        with patch.multiple(dist, **counters):
             yield traffic
 
 

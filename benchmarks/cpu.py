@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,10 +50,15 @@ def theirs(mixer: str) -> nn.Module:
     from transformers import Mamba2Config as HfMamba2Config
     from transformers import Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": D_MODEL, "num_hidden_layers": LAYERS, "use_cache": False}
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": D_MODEL,
+        "num_hidden_layers": LAYERS,
+        "use_cache": False,
+    }
     if mixer == "mamba1":
         return MambaForCausalLM(MambaConfig(state_size=16, **sizes))
-    heads = {"num_heads": 2 * D_MODEL // 64, "head_dim": 64, "state_size": 64, "n_groups": 1}
+    heads: dict[str, Any] = {"num_heads": 2 * D_MODEL // 64, "head_dim": 64, "state_size": 64, "n_groups": 1}
     return Mamba2ForCausalLM(HfMamba2Config(**heads, **sizes))
 
 

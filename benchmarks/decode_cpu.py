@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.drift import GENOME, TEST
+from benchmarks.drift import TEST
 from benchmarks.kernels import measured_commit
 from domains.folder import write_json
 from domains.genomics.io import read_records
 from domains.genomics.model import load_model
 from domains.genomics.module import base_log_probs
+from domains.genomics.sample import sample_genome
 from domains.genomics.tokens import BASES, BOS, VOCAB_SIZE, N, encode
 from domains.hardware import describe_hardware, describe_versions
 from domains.precision import PRECISIONS, to_precision
@@ -92,7 +93,7 @@ def main() -> None:
     arguments = parser.parse_args()
     commit = measured_commit(arguments.commit, arguments.json is not None)
     torch.set_num_threads(1)
-    contig = next(record for record in read_records(GENOME) if record.name == TEST[0])
+    contig = next(record for record in read_records(sample_genome()) if record.name == TEST[0])
     tokens = torch.from_numpy(encode(contig.sequence[: arguments.bases].decode()).astype(np.int64))
     rows: list[dict[str, Any]] = []
     for name, model in models(arguments.model).items():

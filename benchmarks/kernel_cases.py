@@ -64,6 +64,7 @@ class OneThread(Work):
             return super().train(turn)
 
 
+@dataclass  # without which Work's __init__ would stand, and not call __post_init__
 class Graphed(Work):
     """Both calls as CUDA graphs over memory of their own, to which the inputs of a turn are copied."""
 
@@ -194,7 +195,7 @@ def input_kind(case: str, impl: str) -> str:
     return "attention" if impl == "attention" else case
 
 
-def _operands(tensors: Tensors) -> Tensors:
+def _operands(tensors: Tensors) -> dict[str, Any]:
     return {name: tensor for name, tensor in tensors.items() if name != "grad"}
 
 
@@ -248,7 +249,7 @@ class PeerStack(nn.Module):
     def __init__(self, mixer: str, batch: int, settings: Settings):
         super().__init__()
         self.width = settings.d_model
-        layers = [make_layer("mamba_ssm", mixer, settings)[0] for _ in range(LAYERS)]
+        layers: list[Any] = [make_layer("mamba_ssm", mixer, settings)[0] for _ in range(LAYERS)]
         self.layers = nn.ModuleList(layers)
         self.embedding = nn.Embedding(VOCABULARY, self.width)
         self.head = nn.Linear(self.width, VOCABULARY, bias=False)
@@ -259,6 +260,7 @@ class PeerStack(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (b, vocabulary) of one token of each row (b,)."""
         x = self.embedding(tokens)[:, None]
+        layer: Any  # mamba_ssm's, with a step
         for layer, norm, state in zip(self.layers, self.norms, self.states, strict=False):
             x = x + layer.step(F.rms_norm(x, (self.width,), norm, 1e-5), *state)[0]
         return self.head(F.rms_norm(x, (self.width,), self.norms[-1], 1e-5))[:, 0]

@@ -101,7 +101,7 @@ def check(model_dir: Path, config: TrainConfig, json_path: Path, commit: str | N
     device = choose_device(config.trainer.accelerator)
     loaded, store = load_model(model_dir, str(device)), open_store(config.data)
     contig = loaded.splits.test[-1].contig
-    found = {"halo": halo_errors(loaded.masked, store, contig, **options)}
+    found: dict[str, Any] = {"halo": halo_errors(loaded.masked, store, contig, **options)}
     found |= {"strand_float64": strand_error(loaded.masked, store, contig)}
     result = json.loads(json_path.read_text())
     write_json(json_path, result | {"checks": found | {"commit": commit, "hardware": describe_hardware(device)}})

@@ -84,7 +84,8 @@ def drawn_sounds(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Draw, write, and count; and samples a second of all sounds together."""
     test = [clip for clip in loaded.splits.clips(store, "test") if store.clips[clip].length > seconds * store.rate]
-    rows, speeds = [], {}
+    rows: list[dict[str, Any]] = []
+    speeds: dict[str, float] = {}
     free = GenerateConfig(seconds=seconds, count=SOUNDS)
     started = time.perf_counter()
     drawn = draw_sounds(loaded, np.zeros(0), free)

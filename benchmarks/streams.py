@@ -20,7 +20,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def make_turn(case: str, pool: StreamPool) -> Turn:
 
     def turn() -> int:
         next(away, None)
+        chunks: dict[Hashable, Tensor]
         if case == "ragged":
             chunks = {i: tokens(chance.randint(1, RAGGED)) for i in chance.sample(every, max(1, len(every) // 2))}
         elif case == "step, most":

@@ -67,16 +67,18 @@ class Decoder(nn.Module):
     def __init__(self, vocabulary: int, d_model: int, layers: int, batch: int, length: int, kind: str, device: str):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, d_model)
-        self.blocks = nn.ModuleList(Block(d_model, kind) for _ in range(layers // 2))
+        blocks = [Block(d_model, kind) for _ in range(layers // 2)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.Parameter(torch.ones(d_model))
         self.head = nn.Linear(d_model, vocabulary, bias=False)
         self.to(device, torch.bfloat16)
-        shape = (batch, self.blocks[0].kv_heads, length, HEADDIM)
-        self.caches = [[torch.randn(shape, dtype=torch.bfloat16, device=device) for _ in range(2)] for _ in self.blocks]
+        shape = (batch, blocks[0].kv_heads, length, HEADDIM)
+        self.caches = [[torch.randn(shape, dtype=torch.bfloat16, device=device) for _ in range(2)] for _ in blocks]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (b, vocabulary) of one token of each row (b,)."""
         x = self.embedding(tokens)
         for block, (keys, values) in zip(self.blocks, self.caches, strict=True):
+            assert isinstance(block, Block)
             x = block.step(x, keys, values)
         return self.head(F.rms_norm(x, x.shape[-1:], self.norm, 1e-5))

@@ -178,7 +178,7 @@ def run(
             if time.monotonic() > deadline - LAST_PIECE / 2:
                 return False
             start = time.monotonic()
-            sums = summed(splits.test, model_scores(loaded.model, store, splits.test, context, chunk))
+            sums = summed(splits.test, model_scores(loaded.causal, store, splits.test, context, chunk))
             row["scores"][name_of(context)] = {"seconds": round(time.monotonic() - start, 1), "bits": sums}
             write_json(json_path, result | {"table": make_table(result)})
             print(f"  context {name_of(context):>7}: {mean(result, sums):.4f} bits per base", flush=True)

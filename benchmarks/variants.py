@@ -85,7 +85,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     print(f"store: {store.path}\nwritten to {arguments.out}")
 
 
-def save(path: Path, about: dict[str, Any], **arrays: np.ndarray) -> None:
+def save(path: Path, about: dict[str, Any], **arrays: Any) -> None:
     """Arrays in one file, with what they are as JSON."""
     np.savez_compressed(path, about=np.array(json.dumps(about)), **arrays)
 

@@ -1,10 +1,11 @@
 """The process that measures: takes jobs from stdin and answers as :mod:`benchmarks.jobs` says.
 
 Time: CUDA events between calls that follow one another without a pause. So a call counts what it costs a program that
-keeps the GPU busy: its kernels, or its launches where those take longer. Sides take turns, several rounds each, after
-two calls of warm-up; the median counts. Beside it stand the median of the fastest round, and how long a loop in Python
-took: a host that others use too slows launches, not kernels. Input sets rotate, so nothing is timed on inputs that the
-last call left in the L2 cache. Memory: the peak of one forward and backward above what inputs, weights and the incoming
+keeps the GPU busy: its kernels, or its launches where those take longer. Sides take turns, twenty short rounds each,
+fewer where calls are slow, after two calls of warm-up; the median counts. Beside it stand the median of the fastest
+round, and how long a loop in Python took: a host that others use too slows launches, not kernels, for seconds at a
+time, and a short round finds the quiet moments between. Input sets rotate, so nothing is timed on inputs that the last
+call left in the L2 cache. Memory: the peak of one forward and backward above what inputs, weights and the incoming
 gradient hold. A side whose output or gradients are not finite gets an error instead of figures.
 """
 
@@ -23,8 +24,8 @@ from benchmarks.jobs import MARK, Job, Settings, read_request
 from benchmarks.kernel_cases import Tensors, Work, build, input_kind, input_sets
 from domains.hardware import describe_hardware
 
-ROUNDS = 5
-MOST_CALLS = 40  # in one turn of one round
+ROUNDS, FEWEST_ROUNDS = 20, 5  # of each side, and of one whose calls are slow
+MOST_CALLS, FEWEST_CALLS = 12, 3  # in one turn of one round; fewer where even the fewest rounds are too long
 BUDGET_MS = 600.0  # for each side of a job, forward; as much again for forward and backward
 
 
@@ -91,6 +92,12 @@ def burst(call: Callable[[int], object], count: int, device: str) -> list[float]
     return [before.elapsed_time(after) for before, after in pairwise(events)]
 
 
+def plan(calls: float) -> tuple[int, int]:
+    """Rounds, and calls in each, that come to about so many calls: rather fewer rounds than fewer than three calls."""
+    rounds = int(max(FEWEST_ROUNDS, min(ROUNDS, calls / FEWEST_CALLS)))
+    return rounds, int(max(1, min(MOST_CALLS, calls / rounds)))
+
+
 def in_turn(
     calls: Mapping[str, Callable[[int], object]],
     device: str,
@@ -101,17 +108,17 @@ def in_turn(
 
     The first call of a turn is dropped where there are several: the GPU was idle before it.
     """
-    counts: dict[str, int] = {}
+    plans: dict[str, tuple[int, int]] = {}
     times: dict[str, list[list[float]]] = {name: [] for name in calls}
     for turn in range(ROUNDS + 1):
-        for name in [name for name in calls if name in times]:
+        for name in [name for name in times if turn <= plans.get(name, (ROUNDS, 0))[0]]:
             send(trying=name)
             try:
                 if not turn:
                     once = max(min(burst(calls[name], 2, device)), 1e-3)
-                    counts[name] = int(max(1, min(MOST_CALLS, budget_ms / ROUNDS / once)))
+                    plans[name] = plan(budget_ms / once)
                     continue
-                found = burst(calls[name], counts[name], device)
+                found = burst(calls[name], plans[name][1], device)
                 times[name].append(found[1:] or found)
             except Exception as error:
                 del times[name]

@@ -1,17 +1,19 @@
 """The benchmark of the kernels: floors, the queue that outlives a crash, JSON, README table, long sequences."""
 
+import importlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import floors, kernels, long, peers, report, worker
+from benchmarks import floors, kernel_cases, kernels, long, peers, report, worker
 from benchmarks.jobs import Job, Message, Settings, run_jobs
-from benchmarks.kernel_cases import Work
+from benchmarks.kernel_cases import Graphed, Tensors, Work
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -139,6 +141,57 @@ def test_sides_take_turns_and_one_that_fails_is_left_out(monkeypatch: pytest.Mon
     assert list(medians) == ["fine"]
     assert lost == ["broken"]
     assert order[:6] == ["fine", "fine", "broken", "broken", "fine", "broken"]
+
+
+def test_rounds_are_many_and_short_but_hold_three_calls_where_they_can() -> None:
+    assert [worker.plan(calls) for calls in (1e6, 600, 60)] == [(20, 12), (20, 12), (20, 3)]
+    assert [worker.plan(calls) for calls in (30, 15, 10, 1, 0)] == [(10, 3), (5, 3), (5, 2), (5, 1), (5, 1)]
+
+
+def test_a_slow_side_takes_part_in_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of 1 and of 40 ms: all are made, and the first of a turn is not counted where there are several."""
+    made: dict[str, list[int]] = {"fast": [], "slow": []}
+    monkeypatch.setattr(worker, "send", lambda **message: None)
+
+    def burst(call: Callable[[int], object], count: int, device: str) -> list[float]:
+        name = str(call(0))
+        made[name].append(count)
+        each = {"fast": 1.0, "slow": 40.0}[name]
+        return [9 * each, *[each] * (count - 1)]
+
+    monkeypatch.setattr(worker, "burst", burst)
+    sides = {"fast": lambda turn: "fast", "slow": lambda turn: "slow"}
+    found = worker.in_turn(sides, "cpu", worker.BUDGET_MS, lambda name, error: None)
+    assert found == {"fast": (1.0, 1.0), "slow": (40.0, 40.0)}
+    assert made == {"fast": [2, *[12] * 20], "slow": [2, *[3] * 5]}
+
+
+def test_graphed_calls_take_the_inputs_of_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_cases, "captured", lambda call: call)
+    torch.manual_seed(0)
+    weight = torch.randn(3, requires_grad=True)
+    sets = [{"x": torch.randn(2, 3, requires_grad=True), "grad": torch.randn(2, 3)} for _ in range(3)]
+
+    def function(t: Tensors) -> torch.Tensor:
+        return (t["x"] * weight).tanh()
+
+    plain = Work(function, sets, (weight,))
+    graphed = Graphed(function, sets, (weight,), note="a graph")
+    assert (graphed.trains, graphed.note) == (True, "a graph")
+    for turn in (0, 1, 2, 3, 1):
+        torch.testing.assert_close(graphed.infer(turn), plain.infer(turn), rtol=0, atol=0)
+        for ours, right in zip(graphed.train(turn), plain.train(turn), strict=True):
+            torch.testing.assert_close(ours, right, rtol=0, atol=0)
+    outputs = [graphed.infer(turn).clone() for turn in range(3)]  # a graph's would be overwritten by the next turn
+    assert all(not torch.equal(outputs[i], outputs[i - 1]) for i in range(3))
+    assert graphed.sets[0]["x"].data_ptr() not in {one["x"].data_ptr() for one in sets}
+
+
+def test_every_script_imports() -> None:
+    scripts = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    assert "decode_cpu" in scripts
+    for script in scripts:
+        importlib.import_module(f"benchmarks.{script}")
 
 
 def test_times_and_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
