@@ -81,9 +81,10 @@ def _scan_heads(
     row_stride, low, high,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, EACH: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
+    EVICT: tl.constexpr,
 ):  # fmt: skip
     """y (b, h p) fp32 before the norm, times silu(z) if GATED, and the new ssm. A program takes EACH parts of a head's
-    rows, with the next one's state on its way while one is worked on."""
+    rows, with the next one's state on its way while one is worked on. EVICT: what the L2 cache does with the state."""
     INNER: tl.constexpr = HEADS * P
     CHANNELS: tl.constexpr = INNER + 2 * GROUPS * N
     PARTS: tl.constexpr = (P + BLOCK_P * EACH - 1) // (BLOCK_P * EACH)
@@ -96,7 +97,8 @@ def _scan_heads(
     ssm_ptr += (row * HEADS + head) * (P * N) + rows[:, None] * N + n[None, :]
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    next_state = tl.load(ssm_ptr, mask=(rows < P)[:, None] & in_n[None, :], other=0.0)  # of the last token: no wait
+    first = (rows < P)[:, None] & in_n[None, :]
+    next_state = tl.load(ssm_ptr, mask=first, other=0.0, eviction_policy=EVICT)  # of the last token: no wait
     if PDL:
         tl.extra.cuda.gdc_wait()
     projected_ptr += row * row_stride
@@ -116,7 +118,7 @@ def _scan_heads(
         state = next_state.to(tl.float32)
         if i + 1 < EACH:
             ahead = (p + BLOCK_P < P)[:, None] & in_n[None, :]
-            next_state = tl.load(ssm_ptr + (i + 1) * (BLOCK_P * N), mask=ahead, other=0.0)
+            next_state = tl.load(ssm_ptr + (i + 1) * (BLOCK_P * N), mask=ahead, other=0.0, eviction_policy=EVICT)
         x = _convolve(x_ptr, weight_ptr, bias_ptr, conv_ptr, head * P + p, in_p, CHANNELS, WIDTH)
         state = state * decay + (x * dt)[:, None] * B[None, :]
         y = tl.sum(state * C[None, :], 1) + x * D
@@ -124,7 +126,7 @@ def _scan_heads(
             z = tl.load(projected_ptr + head * P + p, mask=in_p, other=0.0).to(tl.float32)
             y = y * (z * sigmoid(z))
         tl.debug_barrier()
-        tl.store(ssm_ptr + i * (BLOCK_P * N), state, mask=inside)
+        tl.store(ssm_ptr + i * (BLOCK_P * N), state, mask=inside, eviction_policy=EVICT)
         tl.store(y_ptr + row * INNER + head * P + p, y, mask=in_p)
 
 
@@ -274,7 +276,7 @@ def scan_heads(
     launch(_scan_heads, (b, h * triton.cdiv(parts, each)),
         projected, conv_weight, conv_bias, A_log, D, dt_bias, conv, ssm, y,
         projected.stride(0), dt_min, dt_max,
-        h, groups, p, n, width, block_p, block_n, each, gated, pdl,
+        h, groups, p, n, width, block_p, block_n, each, gated, pdl, "evict_first" if full else "",
         num_warps=_warps(block_p * block_n, 32 // ssm.element_size() if full else 16), **launched(pdl),
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 The sequence is cut into chunks, and a program holds 32 K channels of one chunk, so that batch 1 fills the chip:
 
-1. ``_transpose``: B and C as (b, g, n, l), so that a thread reads one n of all tokens of a tile at once.
+1. ``_prepare``: B and C as (b, g, n, l), so that a thread reads one n of all tokens of a tile at once; rates of decay.
 2. ``_chunk_states``: the state that each chunk reaches from zero, and the sum of its time steps, which is all that its
    decay depends on.
 3. ``_pass_states``: the state that enters each chunk; as many steps as there are chunks.
@@ -37,11 +37,11 @@ from mamba_core.ops.kernels import (
     sigmoid,
     softplus,
 )
-from mamba_core.ops.selective_scan.triton_layout import narrow, rates, widen_
+from mamba_core.ops.selective_scan.triton_layout import block_shape, channel_of, widen_, write_rates
 from mamba_core.ops.tape import launch, taped
 
 WIDTH = 64  # a group's channels are filled up to a multiple of it
-TOKENS = 64  # the length of what _transpose writes is a multiple of it
+TOKENS = 64  # the length of B and C as _prepare writes them is a multiple of it
 PROGRAMS = 4096  # chunks x blocks of channels x batch aimed at: many for each multiprocessor of a large GPU
 CHUNKS = (32, 128)  # shortest and longest chunk; the state that enters each is kept for the backward
 # T divides the shortest chunk, 32 K divides WIDTH. maxnreg: more programs at once, as long as no inner loop spills.
@@ -204,26 +204,33 @@ def walk(
     return y
 
 
-@triton.jit(do_not_specialize=["length", "N", "B_b", "B_l", "B_g", "C_b", "C_l", "C_g", "half"])
-def _transpose(
-    B_ptr, C_ptr, run_ptr, out_ptr, length, N, groups, padded, half, B_b, B_l, B_g, C_b, C_l, C_g,
+@triton.jit(do_not_specialize=["tiles", "length", "N", "B_b", "B_l", "B_g", "C_b", "C_l", "C_g", "half"])
+def _prepare(
+    B_ptr, C_ptr, run_ptr, A_ptr, out_ptr, rates_ptr,
+    tiles, length, N, groups, padded, half, B_b, B_l, B_g, C_b, C_l, C_g, wide, per_group, per_group_wide,
     TOKENS: tl.constexpr, BLOCK: tl.constexpr, HAS_RUN: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_N: tl.constexpr, LOG: tl.constexpr,
 ):  # fmt: skip
-    """B and C (b, l, g, n) to (2, b, g, n, padded), 0 at padding and behind the end."""
-    cuts = padded // TOKENS
-    batch = tl.program_id(0).to(tl.int64) // cuts
-    at = tl.program_id(0).to(tl.int64) % cuts * TOKENS + tl.arange(0, TOKENS)
-    group = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    here = at < length
-    if HAS_RUN:
-        here = here & (tl.load(run_ptr + batch * length + at, mask=here, other=-1) >= 0)
-    here = here[:, None] & (n < N)[None, :]
-    B = tl.load(B_ptr + batch * B_b + group * B_g + at[:, None] * B_l + n[None, :], mask=here, other=0.0)
-    C = tl.load(C_ptr + batch * C_b + group * C_g + at[:, None] * C_l + n[None, :], mask=here, other=0.0)
-    out_ptr += ((batch * groups + group) * N + n)[:, None] * padded + at[None, :]
-    tl.store(out_ptr, tl.trans(B).to(out_ptr.dtype.element_ty), mask=(n < N)[:, None])
-    tl.store(out_ptr + half, tl.trans(C).to(out_ptr.dtype.element_ty), mask=(n < N)[:, None])
+    """B and C (b, l, g, n) to (2, b, g, n, padded), 0 at padding and behind the end; the programs behind those tiles
+    make decay rates of A."""
+    if tl.program_id(0) < tiles:
+        cuts = padded // TOKENS
+        batch = tl.program_id(0).to(tl.int64) // cuts
+        at = tl.program_id(0).to(tl.int64) % cuts * TOKENS + tl.arange(0, TOKENS)
+        group = tl.program_id(1).to(tl.int64)
+        n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+        here = at < length
+        if HAS_RUN:
+            here = here & (tl.load(run_ptr + batch * length + at, mask=here, other=-1) >= 0)
+        here = here[:, None] & (n < N)[None, :]
+        B = tl.load(B_ptr + batch * B_b + group * B_g + at[:, None] * B_l + n[None, :], mask=here, other=0.0)
+        C = tl.load(C_ptr + batch * C_b + group * C_g + at[:, None] * C_l + n[None, :], mask=here, other=0.0)
+        to_ptr = out_ptr + ((batch * groups + group) * N + n)[:, None] * padded + at[None, :]
+        tl.store(to_ptr, tl.trans(B).to(out_ptr.dtype.element_ty), mask=(n < N)[:, None])
+        tl.store(to_ptr + half, tl.trans(C).to(out_ptr.dtype.element_ty), mask=(n < N)[:, None])
+    elif (tl.program_id(1) == 0) & (tl.program_id(2) == 0):
+        lane = (tl.program_id(0) - tiles) * LANES + tl.arange(0, LANES)
+        write_rates(A_ptr, rates_ptr, lane, N, wide, per_group, per_group_wide, BLOCK_N, LOG)
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
@@ -274,11 +281,14 @@ def _chunk_states(
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
 def _pass_states(
-    local_ptr, total_ptr, A_ptr, run_ptr, states_ptr, length, chunk, chunks, N, wide,
-    T: tl.constexpr, K: tl.constexpr, HAS_RUN: tl.constexpr, GIVEN: tl.constexpr, REVERSE: tl.constexpr,
+    local_ptr, total_ptr, A_ptr, run_ptr, states_ptr, last_ptr,
+    length, chunk, chunks, N, wide, per_group, per_group_wide,
+    T: tl.constexpr, K: tl.constexpr, HAS_RUN: tl.constexpr, GIVEN: tl.constexpr, WANTED: tl.constexpr,
+    REVERSE: tl.constexpr,
 ):  # fmt: skip
     """states[c + 1] = decay[c] states[c] + local[c] from states[0]; reverse, states[c] from states[c + 1]. What they
-    come from stands there if GIVEN, else zeros are put there."""
+    come from stands there if GIVEN, else zeros are put there; what they come to goes to last (b, d, n), too, if WANTED.
+    """
     size = N * wide
     batch = tl.program_id(0).to(tl.int64) // (size // (32 * K))
     place = tl.program_id(0) % (size // (32 * K)) * (32 * K)
@@ -313,6 +323,10 @@ def _pass_states(
             passed = put(passed, state, rows, t)
         to = c if REVERSE else c + 1
         tl.store(states_ptr + (to * size)[:, None, None] + lanes[None], passed, mask=here)
+    if WANTED:
+        channel, real = channel_of(place % wide + lanes, per_group, per_group_wide)
+        last_ptr += batch * N * (wide // per_group_wide * per_group)
+        tl.store(last_ptr + channel * N + place // wide, state, mask=real)
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
@@ -390,18 +404,24 @@ def plan(x: Tensor, B: Tensor) -> Plan:
     return Plan(chunk, -(-l // chunk), wide, -(-l // TOKENS) * TOKENS)
 
 
-def transpose(B: Tensor, C: Tensor, run: Tensor, has_run: bool, padded: int) -> Tensor:
-    """B and C (b, l, g, n) as (2, b, g, n, padded) in their dtype; see the kernel."""
+def prepare(A: Tensor, B: Tensor, C: Tensor, run: Tensor, has_run: bool, cut: Plan, log: bool) -> tuple[Tensor, Tensor]:
+    """B and C (b, l, g, n) as (2, b, g, n, padded) in their dtype; A (d, n), or what it stands for if ``log``, as decay
+    rates (n, wide) float32 in base 2, 0 where there is no channel."""
     b, l, g, n = B.shape
     B, C = inner_contiguous(B), inner_contiguous(C)
     dtype = B.dtype if B.dtype == C.dtype else torch.float32  # 16 bits: half the registers
-    out = torch.empty(2, b, g, n, padded, dtype=dtype, device=B.device)
+    out = torch.empty(2, b, g, n, cut.padded, dtype=dtype, device=B.device)
+    rates = torch.empty(n, cut.wide, dtype=torch.float32, device=A.device)
     block = min(64, max(16, triton.next_power_of_2(n)))
-    launch(_transpose, (b * padded // TOKENS, g, -(-n // block)),
-        B, C, run, out, l, n, g, padded, b * g * n * padded, *B.stride()[:3], *C.stride()[:3],
-        TOKENS=TOKENS, BLOCK=block, HAS_RUN=has_run,
+    lanes, block_n = block_shape(n)
+    tiles = b * cut.padded // TOKENS
+    launch(_prepare, (tiles + triton.cdiv(cut.wide, lanes), g, -(-n // block)),
+        B, C, run, A.contiguous(), out, rates,
+        tiles, l, n, g, cut.padded, b * g * n * cut.padded, *B.stride()[:3], *C.stride()[:3],
+        cut.wide, A.shape[0] // g, cut.wide // g,
+        TOKENS=TOKENS, BLOCK=block, HAS_RUN=has_run, LANES=lanes, BLOCK_N=block_n, LOG=log,
     )  # fmt: skip
-    return out
+    return out, rates
 
 
 def clamps(softplus: bool, limit: tuple[float, float]) -> bool:
@@ -429,7 +449,7 @@ def forward(
     """Outputs (b, l, d) in x's dtype and the final state (b, d, n) in float32. With ``log`` A holds log(-A).
 
     For the backward, too, the states that enter each chunk (b, chunks + 1, n, wide), the sums of its time steps
-    (b, chunks, wide), B and C as :func:`transpose` has them, and the rates of decay (n, wide).
+    (b, chunks, wide), and what :func:`prepare` makes.
     """
     b, l, d = x.shape
     g, n = B.shape[2:]
@@ -437,8 +457,7 @@ def forward(
     x, dt = inner_contiguous(x), inner_contiguous(dt)
     gate = x if z is None else inner_contiguous(z)
     run = x if seq_idx is None else encode_runs(seq_idx)
-    weights = transpose(B, C, run, seq_idx is not None, cut.padded)
-    A2 = rates(A, g, cut.wide, log)
+    weights, A2 = prepare(A, B, C, run, seq_idx is not None, cut, log)
     local, total, enter = (
         torch.empty(b, *shape, dtype=torch.float32, device=x.device)
         for shape in ((cut.chunks, n, cut.wide), (cut.chunks, cut.wide), (cut.chunks + 1, n, cut.wide))
@@ -459,7 +478,8 @@ def forward(
         x, dt, A2, weights[0], bias, run, local, total, *sizes, blocks, g, d // g, cut.padded,
         *x.stride()[:2], *dt.stride()[:2], **flags, **how,
     )  # fmt: skip
-    pass_states(initial_state, local, total, A2, run, enter, l, cut, g, seq_idx is not None)
+    final = torch.empty(b, d, n, dtype=torch.float32, device=x.device)
+    pass_states(initial_state, local, total, A2, run, enter, final, l, cut, d, g, seq_idx is not None)
     how = LAUNCH["outputs"]
     blocks = cut.wide // (32 * how["K"])
     launch(_outputs, (b * cut.chunks * blocks,),
@@ -468,20 +488,21 @@ def forward(
         *x.stride()[:2], *dt.stride()[:2], *gate.stride()[:2],
         **flags, HAS_D=D is not None, HAS_Z=z is not None, **how,
     )  # fmt: skip
-    return y, narrow(enter[:, -1], g, d), enter, total, weights, A2
+    return y, final, enter, total, weights, A2
 
 
 def pass_states(
-    first: Tensor | None, local: Tensor, total: Tensor, A2: Tensor, run: Tensor, states: Tensor, length: int, cut: Plan,
-    groups: int, has_run: bool, reverse: bool = False,
+    first: Tensor | None, local: Tensor, total: Tensor, A2: Tensor, run: Tensor, states: Tensor, last: Tensor | None,
+    length: int, cut: Plan, d: int, groups: int, has_run: bool, reverse: bool = False,
 ) -> None:  # fmt: skip
     """Fill ``states`` (b, chunks + 1, n, wide) from its first entry on, or from its last one back; that one is
-    ``first`` (b, d, n), zeros for None."""
+    ``first`` (b, d, n), zeros for None. The entry at the other end goes to ``last`` (b, d, n), too."""
     how = LAUNCH["pass"]
     b, _, n, wide = local.shape
     if first is not None:
         widen_(states[:, -1 if reverse else 0], first, groups)
     launch(_pass_states, (b * n * wide // (32 * how["K"]),),
-        local, total, A2, run, states, length, cut.chunk, cut.chunks, n, wide,
-        HAS_RUN=has_run, GIVEN=first is not None, REVERSE=reverse, **how,
+        local, total, A2, run, states, states if last is None else last,
+        length, cut.chunk, cut.chunks, n, wide, d // groups, wide // groups,
+        HAS_RUN=has_run, GIVEN=first is not None, WANTED=last is not None, REVERSE=reverse, **how,
     )  # fmt: skip

@@ -44,7 +44,7 @@ from mamba_core.ops.selective_scan.triton import (
     walk,
     where_here,
 )
-from mamba_core.ops.selective_scan.triton_layout import narrow, narrow_parameters
+from mamba_core.ops.selective_scan.triton_layout import narrow_parameters
 from mamba_core.ops.tape import launch, taped
 
 LN_2 = tl.constexpr(math.log(2))
@@ -395,7 +395,8 @@ def backward(
         gy, dt, gate, A2, weights[1], bias, run, local, *sizes, blocks, g, d // g, cut.padded,
         *gy.stride()[:2], *dt.stride()[:2], *gate.stride()[:2], **flags, **how,
     )  # fmt: skip
-    pass_states(grad_final, local, total, A2, run, leave, l, cut, g, has_run, reverse=True)
+    dstate = torch.empty(b, d, n, dtype=torch.float32, device=x.device) if wants_state else None
+    pass_states(grad_final, local, total, A2, run, leave, dstate, l, cut, d, g, has_run, reverse=True)
     del local
 
     how = LAUNCH["gradients"]
@@ -439,5 +440,4 @@ def backward(
     )  # fmt: skip
     kinds = [torch.float32 if t is None else t.dtype for t in (D, dt_bias)]
     dA, dD, dbias = narrow_parameters(of_all, A, g, kinds, log)
-    dz, dstate = (None if z is None else to_z), (narrow(leave[:, 0], g, d) if wants_state else None)
-    return dx, ddt, dA, dB, dC, dD, dz, dbias, dstate
+    return dx, ddt, dA, dB, dC, dD, None if z is None else to_z, dbias, dstate

@@ -12,42 +12,40 @@ from mamba_core.ops.kernels import LOG2_E
 from mamba_core.ops.tape import launch
 
 
+@triton.jit
+def channel_of(lane, per_group, per_group_wide):
+    """The channel that stands at a lane of a state (n, wide), and whether there is one."""
+    return lane // per_group_wide * per_group + lane % per_group_wide, lane % per_group_wide < per_group
+
+
+@triton.jit
+def write_rates(A_ptr, to_ptr, lane, N, wide, per_group, per_group_wide, BLOCK_N: tl.constexpr, LOG: tl.constexpr):
+    """Decay rates in base 2 of A (d, n), or, if LOG, of log(-A), rounded to the parameter's dtype as a mixer's step
+    does, to (n, wide) at some lanes; 0 where there is no channel."""
+    n = tl.arange(0, BLOCK_N)
+    channel, real = channel_of(lane, per_group, per_group_wide)
+    here = (lane < wide)[:, None] & (n < N)[None, :]
+    A = tl.load(A_ptr + channel[:, None] * N + n[None, :], mask=here & real[:, None], other=0.0)
+    if LOG:
+        A = -tl.exp(A.to(tl.float32)).to(A.dtype)
+    rate = tl.where(real[:, None], A.to(tl.float32) * LOG2_E, 0.0)
+    tl.store(to_ptr + n[None, :] * wide + lane[:, None], rate, mask=here)
+
+
 @triton.jit(do_not_specialize=["batch_stride"])
 def _widen(
     from_ptr, to_ptr, batch_stride, d, wide, per_group, per_group_wide,
-    N: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, RATES: tl.constexpr, LOG: tl.constexpr,
+    N: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """(b, d, n) to (b, n, wide), 0 where there is no channel. If RATES, decay rates in base 2 of A, or, if LOG, of
-    log(-A), rounded to the parameter's dtype as a mixer's step does."""
+    """(b, d, n) to (b, n, wide), 0 where there is no channel."""
     batch = tl.program_id(0).to(tl.int64)
     lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     n = tl.arange(0, BLOCK_N)
-    channel = lane // per_group_wide * per_group + lane % per_group_wide
-    real = (lane < wide) & (lane % per_group_wide < per_group)
+    channel, real = channel_of(lane, per_group, per_group_wide)
+    here = (lane < wide)[:, None] & (n < N)[None, :]
     at = from_ptr + batch * d * N + channel[:, None] * N + n[None, :]
-    value = tl.load(at, mask=real[:, None] & (n < N)[None, :], other=0.0)
-    if LOG:
-        value = -tl.exp(value.to(tl.float32)).to(value.dtype)
-    value = value.to(tl.float32)
-    if RATES:
-        value = tl.where(real[:, None], value * LOG2_E, 0.0)
-    to = to_ptr + batch * batch_stride + n[None, :] * wide + lane[:, None]
-    tl.store(to, value, mask=(lane < wide)[:, None] & (n < N)[None, :])
-
-
-@triton.jit(do_not_specialize=["batch_stride"])
-def _narrow(
-    from_ptr, to_ptr, batch_stride, d, wide, per_group, per_group_wide,
-    N: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """(b, n, wide) to (b, d, n)."""
-    batch = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    n = tl.arange(0, BLOCK_N)
-    lane = channel // per_group * per_group_wide + channel % per_group
-    here = (channel < d)[:, None] & (n < N)[None, :]
-    value = tl.load(from_ptr + batch * batch_stride + n[None, :] * wide + lane[:, None], mask=here, other=0.0)
-    tl.store(to_ptr + batch * d * N + channel[:, None] * N + n[None, :], value, mask=here)
+    value = tl.load(at, mask=here & real[:, None], other=0.0).to(tl.float32)
+    tl.store(to_ptr + batch * batch_stride + n[None, :] * wide + lane[:, None], value, mask=here)
 
 
 @triton.jit
@@ -71,38 +69,15 @@ def _narrow_parameters(
     tl.store(dbias_ptr + channel, tl.load(from_ptr + (N + 1) * wide, mask=inside), mask=inside)
 
 
-def rates(A: Tensor, groups: int, wide: int, log: bool) -> Tensor:
-    """A (d, n), or what it stands for if ``log``, as (n, wide) float32 in base 2; 0 where there is no channel."""
-    out = torch.empty(A.shape[1], wide, dtype=torch.float32, device=A.device)
-    _launch_widen(A[None], out[None], groups, True, log)
-    return out
-
-
 def widen_(out: Tensor, state: Tensor, groups: int) -> None:
     """Write (b, d, n) to ``out`` (b, n, wide)."""
-    _launch_widen(state, out, groups, False, False)
-
-
-def _launch_widen(given: Tensor, out: Tensor, groups: int, are_rates: bool, log: bool) -> None:
     b, n, wide = out.shape
-    d = given.shape[1]
-    block, block_n = _tile(n)
+    d = state.shape[1]
+    block, block_n = block_shape(n)
     launch(_widen, (b, triton.cdiv(wide, block)),
-        given.contiguous(), out, out.stride(0), d, wide, d // groups, wide // groups,
-        N=n, BLOCK=block, BLOCK_N=block_n, RATES=are_rates, LOG=log,
-    )  # fmt: skip
-
-
-def narrow(state: Tensor, groups: int, channels: int) -> Tensor:
-    """(b, n, wide) back to (b, d, n), a new tensor in float32."""
-    b, n, wide = state.shape
-    out = torch.empty(b, channels, n, dtype=torch.float32, device=state.device)
-    block, block_n = _tile(n)
-    launch(_narrow, (b, triton.cdiv(channels, block)),
-        state, out, state.stride(0), channels, wide, channels // groups, wide // groups,
+        state.contiguous(), out, out.stride(0), d, wide, d // groups, wide // groups,
         N=n, BLOCK=block, BLOCK_N=block_n,
     )  # fmt: skip
-    return out
 
 
 def narrow_parameters(
@@ -116,7 +91,7 @@ def narrow_parameters(
     wide = gradients.shape[1]
     dA = torch.empty(d, n, dtype=A.dtype, device=A.device)
     vectors = [torch.empty(d, dtype=dtype, device=A.device) for dtype in kinds]
-    block, block_n = _tile(n)
+    block, block_n = block_shape(n)
     launch(_narrow_parameters, (triton.cdiv(d, block),),
         gradients, A.contiguous(), dA, *vectors, d, wide, d // groups, wide // groups,
         N=n, BLOCK=block, BLOCK_N=block_n, LOG=log,
@@ -124,7 +99,7 @@ def narrow_parameters(
     return dA, vectors[0], vectors[1]
 
 
-def _tile(n: int) -> tuple[int, int]:
+def block_shape(n: int) -> tuple[int, int]:
     """Channels and numbers of the state that a program moves."""
     block_n = triton.next_power_of_2(n)
     return max(1, 2048 // block_n), block_n
