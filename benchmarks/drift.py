@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.jobs import Settings
 from benchmarks.kernel_cases import VOCABULARY, decoder
-from benchmarks.kernels import measured_commit
+from benchmarks.kernels import measured_commit, model_name
 from domains.folder import write_json
 from domains.genomics.model import load_model
 from domains.genomics.module import base_log_probs
@@ -108,7 +108,7 @@ def main() -> None:
             tokens = torch.from_numpy(bases(store, arguments.rows, arguments.steps).astype(np.int64)).to(device)
             print(folder, flush=True)
             found = measure(loaded.causal, tokens, True)
-            results.append({"model": folder.parent.name, "sha256": loaded.hash, "windows": found})
+            results.append({"model": model_name(folder), "sha256": loaded.hash, "windows": found})
         if arguments.random:
             torch.manual_seed(0)
             model = decoder("mamba2", Settings(arguments.device, arguments.d_model))

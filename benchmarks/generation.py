@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import measured_commit
+from benchmarks.kernels import measured_commit, model_name
 from domains.folder import write_json
 from domains.genomics import generate
 from domains.genomics.config import GenerateConfig
@@ -100,7 +100,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for folder in arguments.model:
         loaded = load_model(folder, arguments.device)
-        about = {"model": folder.parent.name, "sha256": loaded.hash}
+        about: dict[str, Any] = {"model": model_name(folder), "sha256": loaded.hash}
         about |= {"parameters": sum(p.numel() for p in loaded.model.parameters())}
         for count in arguments.counts:
             rows.append(about | measure(loaded.causal, count, arguments.seconds))

@@ -152,6 +152,11 @@ def collect(
     return {**about, "rows": rows}
 
 
+def model_name(folder: Path) -> str:
+    """Of a model folder, which most often is ``model`` in that of a run."""
+    return (folder.parent if folder.name == "model" else folder).name
+
+
 def measured_commit(given: str | None, needed: bool) -> str | None:
     """The commit of a result: the one given, else that of the checkout; ``+changes`` says that the tree was edited.
 

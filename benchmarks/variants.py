@@ -240,7 +240,12 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     second.add_argument("--out", type=Path, required=True)
     third = steps.add_parser("report", help="compare the scores")
     third.add_argument(
-        "--scores", nargs="+", required=True, metavar="NAME=FILE", help="commit and hardware told are the first's"
+        "--scores",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME=FILE",
+        help="commit and hardware told are the first's",
     )
     third.add_argument("--max-order", type=int, default=MAX_ORDER)
     third.add_argument("--json", type=Path, required=True)

@@ -62,6 +62,36 @@ def test_what_is_put_first() -> None:
         assert f"{value:.{digits}f}".lstrip("0") in numbers, value
 
 
+def rounded(value: float) -> str:
+    """To three digits, as the prose has it."""
+    return f"{float(f'{value:.3g}'):,.0f}"
+
+
+def test_speeds_that_are_put_first() -> None:
+    """Those of short sequences, of decoding and of generate, in the README and in RESULTS."""
+    numbers = README[README.index("## Numbers") : README.index("## Limits")]
+    rows = {
+        (row["case"], row["batch"], row["mode"], row.get("variant"), row["impl"], row.get("mixer")): row
+        for row in json.loads((RESULTS / "short_h200.json").read_text())["rows"]
+        if row["length"] in (1, 2048)
+    }
+    for case in ("mamba2_layer", "mamba1_layer"):
+        for mode in ("eager", "one thread", "graph"):
+            row = rows[case, 1, mode, None, "serpentine", None]
+            for value in (row["fwd_ms"], row["fwdbwd_ms"]):
+                assert f"{value:.{3 if value < 1 else 2}f}" in TABLES, (case, mode)
+    for mode, digits in (("eager", 2), ("graph", 3)):
+        for impl in ("serpentine", "mamba_ssm"):
+            value = rows["mamba2_layer", 1, mode, None, impl, None]["fwdbwd_ms"]
+            assert f"{value:.{digits}f}".lstrip("0") in numbers, (mode, impl)
+    for batch in (1, 64):
+        step = rows["decode", batch, "graph", None, "serpentine", "mamba2"]["fwd_ms"]
+        assert f"{step:.3f}".lstrip("0") in numbers
+        assert rounded(1e3 * batch / step) in numbers, batch
+    for row in json.loads((RESULTS / "generation_h200.json").read_text())["rows"]:
+        assert rounded(row["bases_per_second"]) in TABLES, row["count"]
+
+
 def test_the_table_of_the_demo() -> None:
     for row in json.loads((RESULTS / "demo_cpu.json").read_text())["evaluation"]["rows"]:
         cells = (row["name"], f"{row['bases']:,}", f"{row['model']:.4f}", f"{row['markov']:.4f}")
