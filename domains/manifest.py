@@ -73,6 +73,11 @@ class Manifest:
         entry = self.parts.get(part) or self.others.get(part)
         return entry is not None and all(kind in entry for kind in kinds) and self._are(entry["files"])
 
+    def changed(self, part: str) -> list[Path]:
+        """Files of a part that are there, and not what the manifest says."""
+        stamps = (self.parts.get(part) or self.others.get(part) or {"files": {}})["files"]
+        return [self.out / name for name, stamp in stamps.items() if self._differs(name, stamp)]
+
     def record(self, part: str, files: Mapping[str, str], facts: Mapping[str, Any]) -> None:
         """Note that a part is done.
 
@@ -93,10 +98,19 @@ class Manifest:
         whole = self._table.get(_WHOLE, {})
         return file in whole and self._are({file: {key: whole[file][key] for key in ("bytes", "sha256")}})
 
+    def refuse_foreign(self, file: str) -> None:
+        """A UserError when a file that all parts make is there and was never recorded: somebody else put it there."""
+        if file not in self._table.get(_WHOLE, {}) and (self.out / file).exists():
+            path = self.out / file
+            raise UserError(f"{path}: is there already, and not of these results; move it away and run again")
+
     def record_whole(self, file: str, facts: Mapping[str, Any]) -> None:
         """Note that a file was made of all parts; ``facts`` are what else there is to say about it, plain values."""
         self._table.setdefault(_WHOLE, {})[file] = {**_stamp(self.out / file), **facts}
         write_json(self.path, self._table)
+
+    def _differs(self, name: str, stamp: Mapping[str, Any]) -> bool:
+        return (self.out / name).exists() and not self._are({name: stamp})
 
     def _are(self, stamps: Mapping[str, Mapping[str, Any]]) -> bool:
         try:

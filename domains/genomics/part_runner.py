@@ -40,6 +40,7 @@ class Run:
         device: cpu or cuda.
         kinds: of files that each part has.
         passes: how often each base is read, for the bar.
+        wholes: names of the files that ``finish`` makes.
     """
 
     out: Path
@@ -51,6 +52,7 @@ class Run:
     device: str
     kinds: tuple[str, ...]
     passes: int = 1
+    wholes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -92,6 +94,8 @@ def run_parts(run: Run, how: DivisionConfig, *, progress: bool = True) -> Ran:
     shares = [range(len(run.parts))] if shard is None else share_out([part.length for part in run.parts], shard.count)
     mine = [run.parts[number] for number in shares[shard.index if shard else 0]]
     with open_manifest(run.out, run.plan, shard) as manifest:
+        if shard is None:
+            _refuse_foreign(run, manifest)
         ran = Ran(manifest.path, {}, shard=shard)
         ran.skipped = [part.name for part in mine if manifest.is_done(part.name, run.kinds)]
         done = set(ran.skipped)
@@ -108,12 +112,18 @@ def run_parts(run: Run, how: DivisionConfig, *, progress: bool = True) -> Ran:
     if shard is not None:
         try:
             with open_manifest(run.out, run.plan) as manifest:
+                _refuse_foreign(run, manifest)
                 if _finish(run, manifest):
                     ran.manifest = manifest.path
                 _collect(run, manifest, ran)
         except FolderInUse:
             pass  # another shard is at work and will look in its turn
     return ran
+
+
+def _refuse_foreign(run: Run, manifest: Manifest) -> None:
+    for file in run.wholes:
+        manifest.refuse_foreign(file)
 
 
 def check_division(how: DivisionConfig) -> Shard | None:

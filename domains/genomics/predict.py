@@ -120,6 +120,7 @@ def predict(
         device=chosen,
         passes=len(scoring.strands),
         kinds=scoring.kinds,
+        wholes=(BIGWIG,) if "bigwig" in config.tracks else (),
     )
     ran = run_parts(run, config, progress=progress)
     own = {*ran.written, *ran.skipped} if ran.shard else ran.entries.keys()

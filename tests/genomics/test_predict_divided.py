@@ -281,6 +281,20 @@ def test_a_bigwig_is_made_of_scores_that_are_there_and_once(tiny, tiny_model, tm
     assert run(tiny_model, tiny, tmp_path / "out", tracks=[]).written == []
 
 
+def test_a_bigwig_of_somebody_else_stays(tiny, tiny_model, tmp_path):
+    out = run(tiny_model, tiny, tmp_path / "out").out
+    (out / "scores.bw").write_bytes(b"theirs")
+    for how in ({}, {"shards": 1, "shard": 0}):
+        with pytest.raises(UserError, match=r"scores\.bw: is there already, and not of these results; move it away"):
+            run(tiny_model, tiny, out, tracks=["bedgraph", "bigwig"], **how)
+        assert (out / "scores.bw").read_bytes() == b"theirs"
+    (out / "scores.bw").unlink()
+    run(tiny_model, tiny, out, tracks=["bedgraph", "bigwig"])
+    (out / "scores.bw").write_bytes(b"damaged")  # its own is made again, as parts are
+    run(tiny_model, tiny, out, tracks=["bedgraph", "bigwig"])
+    assert (out / "scores.bw").stat().st_size > 100
+
+
 def test_a_bedgraph_that_was_not_asked_for_can_be_had_later(tiny, tiny_model, tmp_path):
     run(tiny_model, tiny, tmp_path / "out", tracks=[])
     assert not list((tmp_path / "out").glob("*.bedgraph.gz"))

@@ -243,7 +243,11 @@ def test_a_run_that_broke_goes_on_where_it_was(tiny, tiny_model, vcf, scored, tm
     before = contents(tmp_path)
     assert run(tiny_model, tiny, vcf, tmp_path / "out.vcf.gz", replace(CONFIG, chunk=77)).reused
     assert (contents(tmp_path), len(calls)) == (before, 9)
-    done.vcf.write_bytes(b"")
+    done.vcf.write_bytes(b"edited")
+    with pytest.raises(UserError, match=r"out\.vcf\.gz: was changed since it was scored; choose another out"):
+        run(tiny_model, tiny, vcf, tmp_path / "out.vcf.gz")
+    assert done.vcf.read_bytes() == b"edited"
+    done.vcf.unlink()
     assert not run(tiny_model, tiny, vcf, tmp_path / "out.vcf.gz").reused
     assert contents(tmp_path) == before
 

@@ -124,6 +124,7 @@ def annotate(
         finish=partial(_finish, loaded, store, parts, config),
         device=chosen,
         kinds=work.kinds,
+        wholes=tuple(f"{track}{_BIGWIG}" for track in _drawn(loaded)) if "bigwig" in config.tracks else (),
     )
     ran = run_parts(run, config, progress=progress)
     return Annotated(

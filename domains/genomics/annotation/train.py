@@ -27,6 +27,8 @@ from domains.pretrained import check_same
 from domains.session import Session, seeded
 from domains.task import Task
 
+_OF_WINDOWS = ("positive", "min_overlap", "negatives", "stride", "context")  # settings that classify alone has
+
 
 @dataclass(frozen=True)
 class Assembled:
@@ -45,6 +47,8 @@ def check_annotation(config: TrainConfig) -> None:
         raise UserError("data.annotation is missing; give the GFF3, GTF, BED or GenBank file of the genome's features")
     if config.task.kind == "classify":
         check_windows(data)
+    else:
+        _refuse_what_windows_have(data)
     check_fraction(data.label_fraction)
     if trainer.context_parallel > 1:
         raise UserError(
@@ -53,6 +57,14 @@ def check_annotation(config: TrainConfig) -> None:
         )
     if data.window_warmup:
         raise UserError(f"data.window_warmup={data.window_warmup}: is for pre-training; leave it out")
+
+
+def _refuse_what_windows_have(data: DataConfig) -> None:
+    """A UserError when a setting of labelled windows is not at its default: a segmenter has none."""
+    default = DataConfig()
+    for name in _OF_WINDOWS:
+        if (value := getattr(data, name)) != getattr(default, name):
+            raise UserError(f"data.{name}={value}: is for task=classify; leave it out")
 
 
 def open_annotation(data: DataConfig, progress: bool = True) -> FeatureTable:

@@ -134,8 +134,9 @@ def score(
         config: settings; ``chunk`` changes no score by more than 1e-5.
 
     Raises:
-        UserError: a file cannot be read or written, ``out``, its table or its index is a file of something else, no
-            contig of the VCF is one of the genome's, or most of its REF bases are not those of the genome.
+        UserError: a file cannot be read or written, ``out``, its table or its index is a file of something else or was
+            changed since, no contig of the VCF is one of the genome's, or most of its REF bases are not those of the
+            genome.
     """
     vcf, out = Path(vcf), Path(out)
     check_request(config, vcf, out)
@@ -157,6 +158,11 @@ def score(
     with open_manifest(work, _plan(job)) as manifest:
         if manifest.is_done(_RESULT):
             return _describe(job, manifest, reused=True)
+        if changed := manifest.changed(_RESULT):
+            raise UserError(
+                f"{out.with_name(changed[0].name)}: was changed since it was scored; choose another out, or delete it "
+                "to have it made again"
+            )
         with disk_errors(work), _nothing_left_of_a_refusal(manifest):
             order = _score_missing(job, manifest, progress)
             _write_result(job, manifest, order)

@@ -68,10 +68,10 @@ def genes_config(store: GenomeStore, table: FeatureTable, kind: str, **changed: 
             "test": ["c4"],
             "validation": ["c1"],
             "window": window,
-            "negatives": "balanced",
             "tokens_per_step": 1024,
             "validation_tokens": 2048,
-        },
+        }
+        | ({"negatives": "balanced"} if kind == "classify" else {}),
         "task": {"kind": kind},
         "backbone": {"d_model": 16, "n_layers": 2, "mamba2": {"d_state": 8, "headdim": 8}},
         "trainer": {

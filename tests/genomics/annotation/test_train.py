@@ -107,6 +107,13 @@ def test_mistakes_are_told_before_anything_is_written(genes, tmp_path, changed, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("context", 1024), ("positive", "gene"), ("negatives", "all")])
+def test_a_segmenter_has_no_settings_of_windows(genes, tmp_path, name, value):
+    with pytest.raises(UserError, match=f"data.{name}={value}: is for task=classify; leave it out"):
+        train(genes_config(*genes, "segment", data={name: value}), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_resumes_with_its_own_annotation_alone(genes, tmp_path):
     config = genes_config(*genes, "classify")
     train(config, tmp_path / "run", progress=False)
