@@ -62,14 +62,14 @@ def make_jobs(recipes: Mapping[str, TrainConfig], folds: str, seeds: Sequence[in
     """All of them, the first fold of each recipe first."""
     jobs = []
     for recipe, config in recipes.items():
-        for fold, data in _folds(config, folds):
+        for fold, data in folds_of(config, folds):
             for seed in seeds:
                 folder = runs / f"{recipe}-{fold}-{seed}"
                 jobs.append(Job(recipe, fold, seed, replace(config, data=data, seed=seed), folder))
     return jobs
 
 
-def _folds(config: TrainConfig, folds: str) -> Iterator[tuple[str, Any]]:
+def folds_of(config: TrainConfig, folds: str) -> Iterator[tuple[str, Any]]:
     """Name and data settings of each fold."""
     if folds == "1":
         yield "split", config.data

@@ -94,7 +94,7 @@ def name_clips(
 ) -> NamingEvaluation:
     """Name the test clips by the model and by the baselines.
 
-    The baselines learn from training and validation clips together: they have nothing to choose.
+    The baselines learn from training and validation clips together, and choose among these by themselves.
     """
     splits = loaded.splits
     test, known = splits.clips(store, "test"), [*splits.clips(store, "train"), *splits.clips(store, "validation")]

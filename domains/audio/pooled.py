@@ -68,6 +68,9 @@ class Pooled:
             "balanced_accuracy": self.balanced_accuracy,
             "methods": {name: [run.to_dict() for run in runs] for name, runs in self.methods.items()},
             "together": self.together.to_dict(),
+            "names": self.names,
+            "truth": self.truth.tolist(),
+            "called": {name: np.asarray(called).tolist() for name, called in self.called.items()},
             "differences": {
                 name: {drawn: found.to_dict() for drawn, found in of.items()} for name, of in self.differences.items()
             },

@@ -12,6 +12,8 @@ _WINDOW = 0.025  # s
 _HOP = 0.010  # s
 _MELS = 40
 _MOST = 60.0  # s of a long clip that are looked at, from its beginning
+_STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # inverse strengths of the penalty that are tried
+_FOLDS = 10  # at most, to choose one
 
 
 class Majority:
@@ -33,12 +35,17 @@ class Majority:
 
 
 class MfccLogistic:
-    """Logistic regression on mean and standard deviation of 20 MFCCs, and the duration, all standardised."""
+    """Logistic regression on mean and standard deviation of 20 MFCCs, and the duration, all standardised.
+
+    Classes weigh the same, as in the training of our models. How strong the penalty is, is chosen among the clips that
+    it is fitted on: by balanced accuracy on groups left out in turn, or on clips where there are no groups.
+    """
 
     name = "MFCC + logistic regression"
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, strength: float) -> None:
         self._pipeline = pipeline
+        self.strength = strength
 
     @classmethod
     def fit(cls, store: AudioStore, clips: Sequence[int], features: np.ndarray | None = None) -> "MfccLogistic":
@@ -49,19 +56,50 @@ class MfccLogistic:
             clips: numbers of those to learn from.
             features: of all clips of the store where they are at hand; see :func:`mfcc_features`.
         """
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
         known = mfcc_features(store, clips) if features is None else features[list(clips)]
-        pipeline.fit(known, class_numbers(store, clips))
-        return cls(pipeline)
+        truth = class_numbers(store, clips)
+        folds = _folds(truth, [store.clips[clip].group for clip in clips])
+        scores = [_left_out(known, truth, folds, strength) for strength in _STRENGTHS] if folds else [0.0]
+        strength = _STRENGTHS[int(np.argmax(scores))] if folds else 1.0
+        return cls(_logistic(strength).fit(known, truth), strength)
 
     def predict(self, store: AudioStore, clips: Sequence[int], features: np.ndarray | None = None) -> np.ndarray:
         """Places in ``store.labels``, int64 (n,)."""
         known = mfcc_features(store, clips) if features is None else features[list(clips)]
         return self._pipeline.predict(known).astype(np.int64)
+
+
+def _logistic(strength: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=5000))
+
+
+def _folds(truth: np.ndarray, groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Places of clips to learn from and of those left out; none where some class has a single clip, or is left out
+    as a whole."""
+    from sklearn.model_selection import GroupKFold, StratifiedKFold
+
+    count = len(set(groups))
+    if count > 1:
+        found = list(GroupKFold(min(count, _FOLDS)).split(truth, groups=groups))
+    elif (least := np.bincount(truth)[np.unique(truth)].min()) > 1:
+        found = list(StratifiedKFold(min(least, _FOLDS), shuffle=True, random_state=0).split(truth, truth))
+    else:
+        return []
+    return found if all(len(np.unique(truth[known])) == len(np.unique(truth)) for known, _ in found) else []
+
+
+def _left_out(
+    known: np.ndarray, truth: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]], strength: float
+) -> float:
+    """Balanced accuracy on what is left out, all folds together."""
+    called = np.empty_like(truth)
+    for learned, rest in folds:
+        called[rest] = _logistic(strength).fit(known[learned], truth[learned]).predict(known[rest])
+    return float(np.mean([(called[truth == label] == label).mean() for label in np.unique(truth)]))
 
 
 def class_numbers(store: AudioStore, clips: Sequence[int]) -> np.ndarray:
