@@ -92,6 +92,29 @@ def test_speeds_that_are_put_first() -> None:
         assert rounded(row["bases_per_second"]) in TABLES, row["count"]
 
 
+def test_figures_of_sounds() -> None:
+    def result(name: str) -> Any:
+        return json.loads((RESULTS / f"{name}.json").read_text())
+
+    sounds = TABLES[TABLES.index("## Sounds") : TABLES.index("## Forecasts")]
+    runs = [result(name)["recipes"]["raw"] for name in ("drums_h200", "drums_h200_first")]
+    seeds = [run["balanced_accuracy"] for found in runs for run in found["methods"]["model"]]
+    mfcc = {row["recipe"]: row for row in result("mfcc_cpu")["rows"]}
+    numbers = README[README.index("## Numbers") : README.index("## Limits")]
+    for value in (sum(seeds) / len(seeds), min(seeds), max(seeds), mfcc["drums"]["balanced_accuracy"]):
+        assert f"{value:.3f}"[1:] in numbers, value
+        assert f"{value:.3f}"[1:] in sounds, value
+    for value in (*(found["balanced_accuracy"] for found in runs), *seeds):
+        assert f"| {value:.3f}" in sounds or f", {value:.3f}" in sounds, value
+    for row in result("music_h200")["table"]:
+        assert f"{row['bits_per_sample']:.4f}" in sounds, row
+    for row in result("prompts_h200")["evaluation"]["by_context"]:
+        assert f"{row['model']:.4f} | {row['linear']:.4f} | {row['context']:.4f}" in sounds, row
+    drawn = result("audio_h200")["rows"][0]["samples per second"]
+    for name in ("draw 64", "train", "train packed"):
+        assert f"{drawn[name]:,.0f}" in sounds, name
+
+
 def test_the_table_of_the_demo() -> None:
     for row in json.loads((RESULTS / "demo_cpu.json").read_text())["evaluation"]["rows"]:
         cells = (row["name"], f"{row['bases']:,}", f"{row['model']:.4f}", f"{row['markov']:.4f}")
