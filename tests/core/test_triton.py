@@ -19,7 +19,7 @@ CASES = {
     "mamba1_inner": 4,
     "context_parallel": 2,
     "decode": 24,
-    "tape": 6,
+    "tape": 8,
 }
 
 
