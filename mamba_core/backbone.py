@@ -133,7 +133,7 @@ class Backbone(nn.Module):
     def step_(self, x: Tensor, state: State) -> Tensor:
         """As :meth:`mamba_core.mixers.Mixer.step_`."""
         for name, block in self.blocks():
-            x = block.step_(x, state.child(name))
+            x = block.step_(x, state.child(name), chained=True)  # each block once, and the norm behind them
         return self.norm(x)
 
     def init_state(self, batch: int, device: torch.device | str | None = None) -> State:

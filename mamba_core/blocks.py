@@ -43,7 +43,7 @@ class Block(nn.Module):
         return x + y, state
 
     @torch.no_grad()
-    def step_(self, x: Tensor, state: State) -> Tensor:
-        """As :meth:`mamba_core.mixers.Mixer.step_`."""
-        done = self.mixer.step_around(x, self.norm.weight, self.norm.eps, state, in_place=True)
+    def step_(self, x: Tensor, state: State, *, chained: bool = False) -> Tensor:
+        """As :meth:`mamba_core.mixers.Mixer.step_`; ``chained`` as of :meth:`mamba_core.mixers.Mixer.step_around`."""
+        done = self.mixer.step_around(x, self.norm.weight, self.norm.eps, state, in_place=True, chained=chained)
         return x + self.mixer.step_(self.norm(x), state) if done is None else done[0]

@@ -58,11 +58,12 @@ class Mixer(nn.Module, ABC):
         return y
 
     def step_around(
-        self, x: Tensor, norm_weight: Tensor, norm_eps: float, state: State, in_place: bool
+        self, x: Tensor, norm_weight: Tensor, norm_eps: float, state: State, in_place: bool, chained: bool = False
     ) -> tuple[Tensor, State] | None:
         """``x + step(norm(x))`` in fewer launches, for a root-mean-square norm; None where there is no kernel for that.
 
-        With ``in_place`` the state that is returned is ``state``, written over.
+        With ``in_place`` the state that is returned is ``state``, written over. ``chained`` promises that between two
+        steps with one state some other kernel runs, which waits for all before it: then the first launch need not.
         """
         return None
 

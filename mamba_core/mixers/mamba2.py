@@ -113,7 +113,7 @@ class Mamba2(ProjectedMixer):
         return self._step(x, state, in_place=True)[0]
 
     def step_around(
-        self, x: Tensor, norm_weight: Tensor, norm_eps: float, state: State, in_place: bool
+        self, x: Tensor, norm_weight: Tensor, norm_eps: float, state: State, in_place: bool, chained: bool = False
     ) -> tuple[Tensor, State] | None:
         projections = (self.in_proj, self.out_proj)
         if self.config.groups > 1 or not layer_step_runs(x, norm_weight, projections):
@@ -135,6 +135,7 @@ class Mamba2(ProjectedMixer):
             gate_eps=self.norm_eps,
             dt_limit=self.config.dt_limit,
             in_place=in_place,
+            chained=chained,
         )
         return y, State(dict(zip(names, after, strict=True)))
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -30,7 +31,11 @@ def is_plain_projection(layer: nn.Module) -> bool:
     return (
         type(layer) is nn.Linear
         and layer.bias is None
-        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+        and type(layer.weight) in _PLAIN
+        and "forward" not in layer.__dict__
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (layer._backward_hooks or layer._backward_pre_hooks)
+        and not _has_any_global_hook()
     )
 
 

@@ -6,9 +6,9 @@ strides and alignment. So a function behind :func:`taped` is watched the first t
 what it allocates, which kernels it launches, and where in an argument or an allocation each pointer points. Later calls
 take one piece of memory for everything that does not outlive them, and launch the same kernels with the pointers moved.
 
-A tape is only kept if nothing but launches and views happened: any other PyTorch operation, memory of unknown origin,
-or scratch memory beyond ``MOST_SCRATCH`` (a tape holds all of it until the end) leaves the function as it is for that
-kind. Bits are those of the function: the same kernels run with the same arguments.
+A tape is only kept if nothing but launches and views happened: any other PyTorch operation, memory of unknown origin or
+of two arguments at once, or scratch memory beyond ``MOST_SCRATCH`` (a tape holds all of it until the end) leaves the
+function as it is for that kind. Bits are those of the function: the same kernels run with the same arguments.
 """
 
 import threading
@@ -33,7 +33,7 @@ EMPTY = {
     aten.new_empty.default,
     aten.new_empty_strided.default,
 }
-_CONTIGUOUS = torch.contiguous_format
+_UNKNOWN = object()
 _watching = threading.local()
 
 
@@ -122,7 +122,7 @@ class _Tape:
         results = result if isinstance(result, tuple) else (result,)
         self.single = not isinstance(result, tuple)
         self._pieces: dict[int, tuple[int, int]] = {}  # of allocations, by their address: number, and bytes in
-        self.made: list[Tensor] = []  # memory of the outputs is like these
+        self.made: list[tuple[tuple[int, ...], torch.dtype]] = []  # memory of the outputs
         self.count = len(watcher.arguments)
         for tensor in results:
             if tensor is not None:
@@ -135,9 +135,7 @@ class _Tape:
                 self.scratch += -(-size // ALIGNMENT) * ALIGNMENT
         if self.scratch > MOST_SCRATCH:
             raise _Obstacle(f"{self.scratch} bytes of scratch memory")
-        self.fresh = list(self.made)
-        if self.scratch:
-            self.fresh.append(_like((self.scratch,), watcher.arguments[0], torch.uint8))
+        self.fresh = [*self.made, ((self.scratch,), torch.uint8)] if self.scratch else self.made
         self.outputs = [None if tensor is None else self._output(tensor) for tensor in results]
         self.launches = [self._launch(*launched) for launched in watcher.launches]
         self.used = sorted({place.piece for one in self.launches for place in one.places})
@@ -152,7 +150,7 @@ class _Tape:
             if not memory.is_contiguous():
                 raise _Obstacle("an output with strides of its own")
             self._pieces[address] = (self.count + len(self.made), 0)
-            self.made.append(_like(tuple(memory.shape), memory))
+            self.made.append((tuple(memory.shape), memory.dtype))
 
     def _output(self, tensor: Tensor) -> _Output:
         address = tensor.untyped_storage().data_ptr()
@@ -177,8 +175,8 @@ class _Tape:
         given = self._watcher.arguments
         exact = [i for i, one in enumerate(given) if one.data_ptr() == tensor.data_ptr()]
         near = exact or [i for i, one in enumerate(given) if one.untyped_storage().data_ptr() == storage]
-        if not near or any(given[i] is not given[near[0]] for i in near):
-            raise _Obstacle("memory of unknown origin" if not near else "arguments that share memory")
+        if len(near) != 1:
+            raise _Obstacle("arguments that share memory" if near else "memory of unknown origin")
         return _Place(near[0], tensor.data_ptr() - given[near[0]].data_ptr(), about)
 
     def _launch(
@@ -192,7 +190,8 @@ class _Tape:
 
     def play(self, arguments: Sequence[Tensor]) -> Any:
         """Launch everything for other arguments of the same kind."""
-        pieces = [*arguments, *[torch.empty_like(one, memory_format=_CONTIGUOUS) for one in self.fresh]]
+        new = arguments[0].new_empty
+        pieces = [*arguments, *[new(size, dtype=dtype) for size, dtype in self.fresh]]
         if self.prepared is None:
             self._interpret(pieces)
         else:
@@ -213,11 +212,6 @@ class _Tape:
         for one in self.launches:
             pointers = [_at(pieces[place.piece], place) for place in one.places]
             one.kernel[one.grid](*pointers, *one.rest, **one.options)
-
-
-def _like(size: tuple[int, ...], tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """One number that stands for a tensor of this size: torch.empty_like takes half of torch.empty's time."""
-    return torch.empty(1, dtype=dtype or tensor.dtype, device=tensor.device).expand(size)
 
 
 def _three(grid: tuple[int, ...]) -> tuple[int, int, int]:
@@ -266,7 +260,7 @@ def taped(function: Callable[..., Any]) -> Callable[..., Any]:
     The function gets a first argument that is a tensor, may write to its arguments, and returns one tensor or a tuple
     of tensors and None. A call with keyword arguments is passed through.
     """
-    tapes: dict[Any, _Tape | None] = {}
+    tapes: dict[Any, Any] = {}  # _Tape, or None for a kind that has none
 
     @wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -276,13 +270,15 @@ def taped(function: Callable[..., Any]) -> Callable[..., Any]:
         index = first.get_device()
         if index >= 0 and index != torch.cuda.current_device():
             return function(*arguments)
-        kind = (index, *[_kind(argument) for argument in arguments])
-        if kind not in tapes:
+        given = [argument for argument in arguments if isinstance(argument, Tensor)]
+        apart = len(set(map(id, given)))  # a tensor that is given twice is no two
+        kind = (index, apart, *[_kind(argument) for argument in arguments])
+        tape = tapes.get(kind, _UNKNOWN)
+        if tape is _UNKNOWN:
             return _watch(function, arguments, tapes, kind)
-        tape = tapes[kind]
         if tape is None:
             return function(*arguments)
-        return tape.play([argument for argument in arguments if isinstance(argument, Tensor)])
+        return tape.play(given)
 
     call.tapes = tapes  # type: ignore[attr-defined]
     return call

@@ -107,7 +107,26 @@ def main() -> int:
             one.tapes.clear()
         assert_equal(gradients(function, other, path="triton", **options), got)
         print(f"{name}: same", flush=True)
+    given_twice()
     return 0
+
+
+def given_twice() -> None:
+    """A call with one tensor in two places says nothing about calls with two."""
+    for one in INNER1:
+        one.tapes.clear()
+    first = floats(inner1_arguments(1, 20, 24, 3, 2, 4, states=False))
+    second = {name: t * 1.5 for name, t in first.items()} | {"dt_bias": torch.rand(24)}
+    for arguments in (first | {"dt_bias": first["D"]}, second):
+        low = {name: t.clone().requires_grad_() for name, t in arguments.items()}
+        if arguments is not second:
+            low["dt_bias"] = low["D"]
+        gradients(mamba1_inner, low, path="triton")
+    got = gradients(mamba1_inner, low, path="triton")
+    for one in INNER1:
+        one.tapes.clear()
+    assert_equal(gradients(mamba1_inner, low, path="triton"), got)
+    print("given twice: same", flush=True)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,25 @@ def test_layer_steps(dtype: torch.dtype, pdl: bool, monkeypatch: pytest.MonkeyPa
                 x = torch.randn(batch, width, device=helpers.DEVICE, dtype=dtype)
                 want, want_state = exact.step(x.double(), want_state)
                 got, state = block.step(x, state)
-                assert torch.equal(block.step_(x, fixed), got)
+                assert torch.equal(block.step_(x, fixed, chained=True), got)
                 assert_same({"y": want}, {"y": got}, 1e-5 if dtype == torch.float32 else 1e-2)
         assert_equal(state, fixed)
         assert_same(want_state, state, 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_steps_of_one_layer_with_nothing_between_them() -> None:
+    """The state of a token is there when the next one reads it, though kernels start early."""
+    torch.manual_seed(0)
+    config = Mamba2Config()
+    block = Block(256, config.build(256, 1e-5), 1e-5).to(helpers.DEVICE)
+    xs = torch.randn(500, 1, 256, device=helpers.DEVICE)
+    state, fixed = (block.mixer.init_state(1, helpers.DEVICE) for _ in range(2))
+    want = []
+    with torch.no_grad():
+        for x in xs:
+            torch.cuda.synchronize()
+            y, state = block.step(x, state)
+            want.append(y)
+        got = [block.step_(x, fixed) for x in xs.unbind()]
+    assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+    assert_equal(state, fixed)

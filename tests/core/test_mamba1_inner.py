@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mamba_core import Mamba1Config
+from mamba_core import Mamba1Config, Mamba2Config
 from mamba_core.ops.direct import is_plain_projection
 from mamba_core.ops.mamba1_inner import mamba1_inner
 from tests.core.helpers import assert_same, gradients, pack
@@ -72,6 +72,42 @@ def test_a_mixer_whose_projections_are_of_another_kind_gives_the_same() -> None:
     assert seen == [1]
     handle.remove()
     assert not is_plain_projection(nn.Linear(3, 3))
+
+
+def test_what_a_plain_projection_is_not() -> None:
+    def linear() -> nn.Linear:
+        return nn.Linear(3, 3, bias=False)
+
+    assert is_plain_projection(linear())
+    for method in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+        layer = linear()
+        getattr(layer, method)(lambda *_: None)
+        assert not is_plain_projection(layer), method
+    layer = linear()
+    layer.register_full_backward_pre_hook(lambda *_: None)
+    assert not is_plain_projection(layer)
+    layer = linear()
+    layer.forward = lambda x: x  # type: ignore[method-assign]
+    assert not is_plain_projection(layer)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not is_plain_projection(linear())
+    handle.remove()
+    assert is_plain_projection(linear())
+
+
+@pytest.mark.parametrize("config", [Mamba1Config(d_conv=1), Mamba2Config(d_state=8, headdim=8, d_conv=1)])
+def test_a_convolution_of_one_tap_trains(config: Mamba1Config | Mamba2Config) -> None:
+    torch.manual_seed(0)
+    mixer = config.build(16, 1e-5).double()
+    x = torch.randn(2, 9, 16, dtype=torch.float64, requires_grad=True)
+    mixer(x)[0].square().sum().backward()
+    state, ys = mixer.init_state(2), []
+    for token in x.detach().unbind(1):
+        y, state = mixer.step(token, state)
+        ys.append(y)
+    assert_same({"y": mixer(x)[0]}, {"y": torch.stack(ys, 1)}, 1e-9)
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ CASES = {
     "causal_conv1d": 16,
     "gated_rms_norm": 20,
     "mamba2_inner": 6,
-    "mamba1_inner": 4,
+    "mamba1_inner": 5,
     "context_parallel": 2,
     "decode": 24,
-    "tape": 8,
+    "tape": 9,
 }
 
 

@@ -169,6 +169,8 @@ def _backward_blocks(
         grad = torch.cat([grad, ahead], dim=1)
         dx[:, block] = _correlate(grad, backwards, None)
         ahead = grad[:, : width - 1]
+    if width == 1:
+        return dx, dw, db, ahead  # there is no tail
     dtail = _correlate(torch.cat([torch.zeros_like(ahead), ahead], dim=1), backwards, None)[:, : width - 1]
     # The final tail is the end of [tail, x].
     own = min(x.shape[1], width - 1)

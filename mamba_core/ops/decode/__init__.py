@@ -301,6 +301,7 @@ def mamba2_layer_step(
     gate_eps: float,
     dt_limit: tuple[float, float],
     in_place: bool,
+    chained: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``x + W_out mamba2_step(W_in norm(x))`` for a few rows of Mamba-2 with one group, by kernels alone.
 
@@ -310,6 +311,7 @@ def mamba2_layer_step(
         in_weight: (2 h p + 2 n + h, d_model). out_weight: (d_model, h p). Both in the dtype of x.
         conv_weight, conv_bias, A_log, D, dt_bias, conv, ssm, seq_idx, dt_limit, in_place: as in :func:`mamba2_step`.
         gate_weight: (h p,), of the norm of y silu(z); gate_eps belongs to it.
+        chained: see :meth:`mamba_core.mixers.Mixer.step_around`.
 
     Returns:
         x after the layer, in its dtype, and conv, ssm and seq_idx after the token. What is between the two projections
@@ -320,7 +322,7 @@ def mamba2_layer_step(
     state = (conv, ssm, seq_idx)
     after = _to_advance(state, in_place)
     weights = (norm_weight, in_weight, conv_weight, conv_bias, A_log, D, dt_bias, gate_weight, out_weight)
-    numbers = (float(norm_eps), float(gate_eps), *map(float, dt_limit), triton.starts_early(x))
+    numbers = (float(norm_eps), float(gate_eps), *map(float, dt_limit), triton.starts_early(x), chained)
     y = triton_gemv.mamba2_layer_step(x, *[weight.contiguous() for weight in weights], *after, *numbers)
     return (y, *_put_back(state, after, in_place))
 

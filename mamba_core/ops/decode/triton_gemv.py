@@ -8,7 +8,9 @@ cache.
 A program holds some rows of the weights and multiplies them with one row of the batch after the other. Sums are
 float32; only what goes to memory is rounded.
 
-If PDL, see ``triton.py``, the weights, which nobody writes, are on their way while the kernel before still runs.
+If PDL, see ``triton.py``, the weights, which nobody writes, are on their way while the kernel before still runs. So is
+the state of 2., which the step before wrote three launches earlier: it must have ended by then. Between the steps of a
+stack other kernels run that wait for all before them; where that is not promised (``chained``), 1. waits like them.
 """
 
 import torch
@@ -92,10 +94,12 @@ def gemv(
     dtype: torch.dtype | None = None,
     tail: tuple[Tensor, Tensor, Tensor] | None = None,
     pdl: bool = False,
+    early: bool = True,
 ) -> Tensor:
     """weight (r, k) times the norm of each row of x (b, k), plus residual (b, r), in ``dtype``.
 
-    ``tail`` moves on too: what comes in (b, channels), the tail (b, width - 1, channels), and seq_idx (b,).
+    ``tail`` moves on too: what comes in (b, channels), the tail (b, width - 1, channels), and seq_idx (b,). With
+    ``pdl`` the next kernel may start early, and so may this one if ``early``.
     """
     b, k = x.shape
     r = len(weight)
@@ -112,7 +116,7 @@ def gemv(
         came, conv, seq_idx, eps, x.stride(0), came.stride(0),
         B=b, R=r, K=k, ROWS=rows, BLOCK_K=block_k, NORM=norm_weight is not None, RESIDUAL=residual is not None,
         TAIL=tail is not None, CHANNELS=channels, WIDTH=width, BLOCK_C=block, PDL=pdl,
-        num_warps=WARPS, **launched(pdl),
+        num_warps=WARPS, **launched(pdl and early),
     )  # fmt: skip
     return out
 
@@ -138,10 +142,11 @@ def mamba2_layer_step(
     dt_min: float,
     dt_max: float,
     pdl: bool,
+    chained: bool,
 ) -> Tensor:
     """x + mixer(norm(x)) of Mamba-2 with one group, for x (b, d_model); conv, ssm and seq_idx advance in place."""
     b, h, p, _ = ssm.shape
-    projected = gemv(x, norm_weight, norm_eps, in_weight, pdl=pdl)
+    projected = gemv(x, norm_weight, norm_eps, in_weight, pdl=pdl, early=chained)
     u = torch.empty(b, h * p, dtype=torch.float32, device=x.device)
     scan_heads(projected, conv_weight, conv_bias, A_log, D, dt_bias, dt_min, dt_max, conv, ssm, u, True, pdl)
     tail = (projected[:, h * p :], conv, seq_idx)

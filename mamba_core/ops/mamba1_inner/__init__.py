@@ -70,9 +70,12 @@ def mamba1_inner(
             _seen.add(tensors, dt_limit)
     chosen = paths.choose_path("mamba1_inner", projected, path)
     if chosen == "triton" and plain:
-        if torch.is_autocast_enabled(projected.device.type):
+        device = projected.device.type
+        autocast = torch.is_autocast_enabled(device)
+        if autocast and projected.dtype == torch.get_autocast_dtype(device):
             x_weight, dt_weight = x_weight.to(projected.dtype), dt_weight.to(projected.dtype)
-        if x_weight.dtype == dt_weight.dtype == projected.dtype:
+            autocast = False  # there is nothing left for it to do
+        if not autocast and x_weight.dtype == dt_weight.dtype == projected.dtype:
             weights = (projected, conv_weight, conv_bias, x_weight, dt_weight)
             return operators.mamba1_inner_direct(*weights, *tensors[5:], *map(float, dt_limit), log_A)
 
