@@ -75,11 +75,29 @@ def test_speeds_that_are_put_first() -> None:
         for row in json.loads((RESULTS / "short_h200.json").read_text())["rows"]
         if row["length"] in (1, 2048)
     }
-    for case in ("mamba2_layer", "mamba1_layer"):
-        for mode in ("eager", "one thread", "graph"):
-            row = rows[case, 1, mode, None, "serpentine", None]
-            for value in (row["fwd_ms"], row["fwdbwd_ms"]):
-                assert f"{value:.{3 if value < 1 else 2}f}" in TABLES, (case, mode)
+    modes = {"eager": "eager", "one thread": "eager, backward in the calling thread", "graph": "CUDA graph"}
+    modes["compile"] = "torch.compile"
+    cells = [[cell.strip() for cell in line.replace("*", "").split("|")[1:-1]] for line in TABLES.splitlines()]
+    for mixer, title in (("mamba2", "Mamba-2, 2,048 tokens"), ("mamba1", "Mamba-1, 2,048 tokens")):
+        at = next(i for i, row in enumerate(cells) if row[:1] == [title])
+        for shown, (mode, words) in zip(cells[at : at + len(modes)], modes.items(), strict=True):
+            row = rows[f"{mixer}_layer", 1, mode, None, "serpentine", None]
+            assert shown[1] == words
+            for value, cell in ((row["fwd_ms"], shown[2]), (row["fwdbwd_ms"], shown[4])):
+                assert cell == f"{value:.{3 if value < 1 else 2}f}", (title, mode)
+    profiles = json.loads((RESULTS / "layer_profile_h200.json").read_text())["rows"]
+    for mixer in ("mamba2", "mamba1"):
+        kernels = [row["kernels_ms"] for row in profiles if row["case"] == f"{mixer}_layer"]
+        assert f"| {kernels[0]:.3f}, {kernels[1]:.3f} |" in TABLES, mixer
+    for batch, variant, title in (
+        (1, None, "Mamba-2"),
+        (1, "no pdl", "Mamba-2, no kernel starts early"),
+        (8, None, "Mamba-2"),
+        (64, None, "Mamba-2"),
+        (64, "bf16 state", "Mamba-2, state in bf16 (`state.scans_in(torch.bfloat16)`)"),
+    ):
+        step = rows["decode", batch, "graph", variant, "serpentine", "mamba2"]["fwd_ms"]
+        assert f"| {title} | {batch} | {step:.3f} | {round(1e3 * batch / step, -1):,.0f} |" in TABLES, title
     for mode, digits in (("eager", 2), ("graph", 3)):
         for impl in ("serpentine", "mamba_ssm"):
             value = rows["mamba2_layer", 1, mode, None, impl, None]["fwdbwd_ms"]
