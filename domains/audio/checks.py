@@ -1,10 +1,13 @@
-"""What about labels and groups should make one think twice before believing a score."""
+"""What about clips, their labels and groups should make one think twice before believing a score."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Protocol
 
+from domains.audio.io import ClipInfo
 from domains.words import counted
+
+CLIPPED = 1e-3  # share of samples at full scale from which a clip is called clipped
 
 
 class Labelled(Protocol):
@@ -15,6 +18,14 @@ class Labelled(Protocol):
 
     @property
     def group(self) -> str: ...
+
+
+def sound_note(info: ClipInfo) -> str:
+    """What is odd about the sound of a file, for people; empty if nothing is."""
+    said = [f"clipped, {info.full_scale:.2%} of the samples at full scale"] if info.full_scale >= CLIPPED else []
+    if info.silent:
+        said.append(f"{len(info.silent):,} of {info.channels:,} channels silent, and left out")
+    return "; ".join(said)
 
 
 def label_notes(clips: Sequence[Labelled]) -> list[str]:

@@ -1,9 +1,10 @@
 """Which files are clips, and what is known of them: from folders whose names are labels, or from a table."""
 
 import csv
+import difflib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from domains.audio.io import ENDINGS, MISSING, is_audio_name
 from domains.errors import UserError
 
 PARTS = ("train", "validation", "test")
+_COLUMNS = ("path", "label", "group", "split")
+_SHOWN = 5  # columns in a line for people
 
 # Reasons why a file or a row is no clip, beside those of domains.audio.io.
 FOREIGN = "not sound by its name"
@@ -55,22 +58,25 @@ class Found(NamedTuple):
         where: the folder or table, for people.
         sources: in the order of their names.
         rejects: what is no clip already by its name or row.
+        notes: what of the table is not used, a line each.
     """
 
     where: Path
     sources: list[Source]
     rejects: list[Reject]
+    notes: tuple[str, ...] = ()
 
 
 def find_clips(source: SourceConfig) -> Found:
     """The clips that ``root`` and ``manifest`` mean.
 
     Without a table, the folder below the root is the label of the clips in it, and the next one, if any, their group;
-    clips in the root itself have no label. What lies in the folder of stores, or is hidden, is passed over.
+    clips in the root itself have no label. What lies in the folder of stores, or is hidden, is passed over. A table's
+    columns are known by their names, in letters of either case.
 
     Raises:
-        UserError: there is no such folder or table, the table cannot be read or has no column ``path``, or there is
-            no clip.
+        UserError: there is no such folder or table, the table cannot be read, has no column ``path`` or one that is
+            there twice, or there is no clip.
     """
     found = _from_table(source) if source.manifest else _from_folder(Path(source.root), Path(source.stores))
     if not found.sources:
@@ -110,9 +116,10 @@ def _walk(root: Path, stores: Path) -> Iterator[Path]:
 def _from_table(source: SourceConfig) -> Found:
     path = Path(source.manifest)
     root = Path(source.root) if source.root else path.parent
-    found = Found(path, [], [])
+    rows, notes = _rows(path)
+    found = Found(path, [], [], notes)
     known: dict[str, Source] = {}
-    for number, row in enumerate(_rows(path), start=2):
+    for number, row in enumerate(rows, start=2):
         clip = _source(root, row, found.rejects, f"row {number}")
         if clip is None:
             continue
@@ -149,19 +156,37 @@ def _source(root: Path, row: dict[str, str], rejects: list[Reject], where: str) 
     return None
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a table whose columns are parted by comma, semicolon or tab, without blanks round the values."""
+def _rows(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+    """Rows of a table whose columns are parted by comma, semicolon or tab, without blanks round the values; notes."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         head = text.split("\n", 1)[0]
-        table = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count), restval="")
-        columns = [str(name).strip() for name in table.fieldnames or ()]
-        rows = [{str(key).strip(): str(value).strip() for key, value in row.items()} for row in table]
+        table = csv.reader(text.splitlines(), delimiter=max(",;\t", key=head.count))
+        columns = [name.strip() for name in next(table, [])]
+        lines = [[value.strip() for value in line] for line in table if line]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check data.manifest") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: is no table in UTF-8 ({error}); write it again as CSV") from None
-    if "path" not in columns:
-        has = f"it has {', '.join(columns[:10])}" if columns else "it is empty"
+    names = [name.casefold() for name in columns]
+    if "path" not in names:
+        has = f"it has {', '.join(columns[:10])}" if any(columns) else "it is empty"
         raise UserError(f"{path}: has no column 'path'; {has}; give path,label[,group,split] in the first line")
-    return rows
+    if twice := [name for name in _COLUMNS if names.count(name) > 1]:
+        raise UserError(f"{path}: has the column {twice[0]!r} twice; leave one of them")
+    return [dict(zip(names, line, strict=False)) for line in lines], _column_notes(columns)
+
+
+def _column_notes(columns: Sequence[str]) -> tuple[str, ...]:
+    """A line about columns that nothing is made of, with the name that may be meant."""
+    names = {name.casefold() for name in columns}
+    free = [name for name in _COLUMNS if name not in names]
+    unused = [name for name in columns if name and name.casefold() not in _COLUMNS]
+    if not unused:
+        return ()
+    near = [match for name in unused for match in difflib.get_close_matches(name.casefold(), free, n=1)]
+    hint = f"; did you mean {' and '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
+    more = f" and {len(unused) - _SHOWN:,} more" if len(unused) > _SHOWN else ""
+    several = "s" if len(unused) > 1 else ""
+    said = f"manifest: column{several} {', '.join(unused[:_SHOWN])}{more} {'are' if several else 'is'} not used"
+    return (f"{said}; known are {', '.join(_COLUMNS)}{hint}",)

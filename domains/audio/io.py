@@ -8,13 +8,15 @@ file is read twice: once to look at it, once to use it. The memory is that of a 
 import re
 import wave
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from domains.audio.mp3 import WithFront, read_frames
+from domains.audio.ogg import lacking_end
 from domains.audio.resample import Resampler
 from domains.errors import UserError
 from domains.files import atomic_file
@@ -85,8 +87,8 @@ def inspect_clip(path: Path | str) -> ClipInfo:
     """Read a file through once.
 
     Raises:
-        ClipError: it cannot be opened, is not audio, holds no sample, tells an absurd rate, is damaged or shorter than
-            its header says, or holds samples that are not finite.
+        ClipError: it cannot be opened, is not audio, holds no sample, tells an absurd rate, is damaged or cut short, or
+            holds samples that are not finite.
     """
     path = Path(path)
     frames = beyond = 0
@@ -196,30 +198,38 @@ def _write_flac(file: BinaryIO, whole: np.ndarray, rate: int) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file, open in soundfile, after a look at its header."""
+    """The file, open in soundfile, after a look at what it is made of."""
     import soundfile
 
     try:
         with path.open("rb") as file:
             head = file.read(1 << 14)
+            frames = read_frames(file)
+            lack = frames.lack if frames else lacking_end(file) if head[:4] == b"OggS" else ""
     except FileNotFoundError:
         raise ClipError(path, MISSING) from None
     except OSError as error:
         raise ClipError(path, UNREADABLE, error.strerror or "") from None
     if not head:
         raise ClipError(path, EMPTY, "the file has 0 bytes")
-    _check_mp3(path, head)
-    try:
-        file = soundfile.SoundFile(path)
-    except soundfile.SoundFileError as error:
-        raise ClipError(path, NO_AUDIO, _first_line(error)) from None
-    with file:
-        if not RATES[0] <= file.samplerate <= RATES[1]:
-            raise ClipError(path, BAD_RATE, f"{file.samplerate:,} samples per second")
-        for told, found in _SECTION.findall(file.extra_info):
-            if int(told) < _UNKNOWN and int(found) < int(told):
-                raise ClipError(path, CUT_SHORT, f"{int(found):,} of {int(told):,} bytes are there")
-        yield file
+    if lack:
+        raise ClipError(path, CUT_SHORT, lack)
+    with WithFront(path, frames) if frames else nullcontext(path) as source:
+        try:
+            file = soundfile.SoundFile(source)
+        except soundfile.SoundFileError as error:
+            if not RATES[0] <= (rate := _wav_rate(head)) <= RATES[1]:
+                raise ClipError(path, BAD_RATE, f"{rate:,} samples per second") from None
+            raise ClipError(path, NO_AUDIO, _first_line(error)) from None
+        # Or soundfile would seek behind each block to where it is already, and MP3 go on with a gap.
+        file.seekable = lambda: False
+        with file:
+            if not RATES[0] <= file.samplerate <= RATES[1]:
+                raise ClipError(path, BAD_RATE, f"{file.samplerate:,} samples per second")
+            for told, found in _SECTION.findall(file.extra_info):
+                if int(told) < _UNKNOWN and int(found) < int(told):
+                    raise ClipError(path, CUT_SHORT, f"{int(found):,} of {int(told):,} bytes are there")
+            yield file
 
 
 def _blocks(path: Path, file: Any, longest: int = _BLOCK) -> Iterator[np.ndarray]:
@@ -238,24 +248,18 @@ def _blocks(path: Path, file: Any, longest: int = _BLOCK) -> Iterator[np.ndarray
         yield block
 
 
-def _check_mp3(path: Path, head: bytes) -> None:
-    """Most MP3 files tell in their first frame ("Xing", "Info") how many bytes of sound there are; the decoder itself
-    reads a file that was cut short without a word."""
-    start = 0
-    if head[:3] == b"ID3" and len(head) > 10:  # title and pictures; sizes have 7 bits a byte
-        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-        with path.open("rb") as file:
-            file.seek(start)
-            head = file.read(256)
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
-        return
-    tag = max(head[:64].find(b"Xing"), head[:64].find(b"Info"))
-    if tag < 0 or not head[tag + 7] & 2:
-        return
-    at = tag + 8 + 4 * (head[tag + 7] & 1)  # the number of frames comes first, where it is told
-    told, found = int.from_bytes(head[at : at + 4], "big"), path.stat().st_size - start
-    if found < told:
-        raise ClipError(path, CUT_SHORT, f"{found:,} of {told:,} bytes are there")
+def _wav_rate(head: bytes) -> int:
+    """The rate that the header of a WAV file tells; RATES[0] where there is none."""
+    if head[:4] not in (b"RIFF", b"RIFX", b"RF64") or head[8:12] != b"WAVE":
+        return RATES[0]
+    order: Literal["little", "big"] = "big" if head[:4] == b"RIFX" else "little"
+    at = 12
+    while at + 16 <= len(head):
+        if head[at : at + 4] == b"fmt ":
+            return int.from_bytes(head[at + 12 : at + 16], order)
+        size = int.from_bytes(head[at + 4 : at + 8], order)
+        at += 8 + size + size % 2
+    return RATES[0]
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from domains.audio.checks import sound_note
 from domains.audio.clips import Found, Reject, Source, find_clips
 from domains.audio.config import PredictConfig, SourceConfig
 from domains.audio.done import file_stamp, labelled, look_up
@@ -125,7 +126,7 @@ def predict(
         out: folder of the labels; recordings labelled there by the same model with the same settings are skipped.
         config: settings.
         device: auto, cpu or gpu.
-        progress: show a bar, and say on standard error which files are kept aside.
+        progress: show a bar, and say on standard error which files are kept aside, clipped or silent on a channel.
 
     Raises:
         UserError: a setting makes no sense; the model cannot do it; no recording is found, or none that can be used;
@@ -251,6 +252,8 @@ def _parts(job: _Job, new: Sequence[Source]) -> Iterator[tuple[list[_Todo], list
             if not job.causal and info.seconds > job.config.clip_seconds:
                 raise ClipError(source.path, TOO_LONG, f"{info.seconds:,.1f} s; a model in one direction streams it")
             todo.append(_Todo(source, info, stamp))
+            if job.progress and (note := sound_note(info)):
+                tqdm.write(f"{source.name}: {note}", file=sys.stderr)
         except ClipError as error:
             bad.append(_aside(job, source, stamp, error))
         if len(todo) + len(bad) >= _MOST or sum(one.info.seconds for one in todo) >= _SECONDS:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from domains.audio.checks import label_notes
+from domains.audio.checks import CLIPPED, label_notes
 from domains.audio.clips import Source, find_clips
 from domains.audio.config import SourceConfig
 from domains.audio.io import RATES
@@ -30,7 +30,6 @@ from domains.store_folder import META, build_store, find_by_key, store_key
 from domains.words import counted
 
 _SHOWN = 5  # names in a line for people
-_CLIPPED = 1e-3  # share of samples at full scale from which a clip is called clipped
 
 
 class AudioStore:
@@ -146,7 +145,7 @@ class AudioStore:
         lines = []
         for reason, count in self.rejects.items():
             lines.append(f"{counted(count, 'file')} kept aside: {reason} (see {self.path / REJECTS})")
-        if clipped := sorted((c for c in self.clips if c.full_scale >= _CLIPPED), key=lambda c: -c.full_scale):
+        if clipped := sorted((c for c in self.clips if c.full_scale >= CLIPPED), key=lambda c: -c.full_scale):
             worst = f"up to {clipped[0].full_scale:.2%} of the samples at full scale"
             lines.append(f"{len(clipped):,} clipped, {worst} ({_some([clip.name for clip in clipped])})")
         if halves := [clip.name for clip in self.clips if clip.silent_channels]:
@@ -181,7 +180,7 @@ def prepare_store(source: SourceConfig, progress: bool = True) -> AudioStore:
 
     Args:
         source: what to read; without a folder or a table the bundled clips.
-        progress: show a bar of what takes longer than a second, and say on stderr what was kept aside.
+        progress: show a bar of what takes longer than a second, and say on stderr what was kept aside or is not used.
 
     Raises:
         UserError: a setting makes no sense; see :func:`domains.audio.clips.find_clips`; no clip is left; or the folder
@@ -208,6 +207,8 @@ def prepare_store(source: SourceConfig, progress: bool = True) -> AudioStore:
         stem = where.removesuffix(".csv").removesuffix("/labels") or "clips"
         store = AudioStore.open(build_store(root, stem, key, write, f"the clips of {found.where}"))
     if progress:
+        for line in found.notes:
+            print(f"{_name(found.where)}: {line}", file=sys.stderr)
         for line in store.notes():
             print(f"{store.source_name}: {line}", file=sys.stderr)
     return store

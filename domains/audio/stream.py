@@ -8,12 +8,14 @@ changes probabilities by rounding alone.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from domains.audio.endpoints import EndpointConfig, EndPointer, Stretch, check_endpoints
+from domains.audio.io import RATES
 from domains.audio.models.classifier import Running, WaveClassifier
 from domains.audio.models.spectrogram import SpectrogramClassifier
 from domains.audio.resample import Resampler, rate_ratio
@@ -23,6 +25,7 @@ from mamba_core import StreamPool
 
 _LENGTH = 16384  # samples of a sound that a call of the model reads at most
 _ROWS = 32  # sounds in a call
+_FULL_SCALE = {np.dtype(np.int16): 2**15, np.dtype(np.int32): 2**31}  # of integer samples
 
 
 class Segment(NamedTuple):
@@ -105,30 +108,34 @@ class SoundStreams:
 
         Args:
             name: anything that can be a key.
-            rate: samples per second of its blocks; None: the model's.
+            rate: samples per second of its blocks, from 1,000 to 768,000; None: the model's.
             gain: its samples are multiplied by this. Where training brought clips to a level, so should this.
 
         Raises:
             ValueError: it is open already, or all slots are taken.
+            UserError: a rate that is none.
         """
         if name in self._recordings:
             raise ValueError(f"recording {name!r} is open already; close it first")
         if len(self) == self._pool.slots:
             raise ValueError(f"no slot for recording {name!r}: all {len(self)} are taken; close one first")
-        self._recordings[name] = _Recording(self, rate or self.rate, gain)
+        if rate is not None and not (isinstance(rate, Integral) and RATES[0] <= rate <= RATES[1]):
+            lowest, highest = RATES
+            raise UserError(f"recording {name!r}: rate={rate!r}: must be a whole number from {lowest:,} to {highest:,}")
+        self._recordings[name] = _Recording(self, self.rate if rate is None else int(rate), gain)
 
     def feed(self, blocks: Mapping[Hashable, np.ndarray]) -> dict[Hashable, Heard]:
         """Hear the next block of some recordings.
 
         Args:
-            blocks: by name, floating (l,) of any length.
+            blocks: by name, (l,) of any length: floats of which 1 is full scale; int16 and int32 are brought to that.
 
         Returns:
             for each of them, the sounds that ended in it and the frames that were heard.
 
         Raises:
             ValueError: a recording that is not open.
-            UserError: samples that are not finite, or not one channel; nothing has been heard then.
+            UserError: samples that are of another type, not finite, or not one channel; nothing has been heard then.
         """
         for name, block in blocks.items():
             self._check(name, block)
@@ -150,6 +157,8 @@ class SoundStreams:
             raise ValueError(f"recording {name!r} is not open")
         if block.ndim != 1:
             raise UserError(f"recording {name!r}: a block is one channel, (l,), not {block.shape}; mix it down")
+        if block.dtype.kind != "f" and block.dtype.newbyteorder("=") not in _FULL_SCALE:
+            raise UserError(f"recording {name!r}: a block is floats from -1 to 1, int16 or int32, not {block.dtype}")
         if not np.isfinite(block).all():
             raise UserError(f"recording {name!r}: holds samples that are not numbers; leave the block out or mend it")
 
@@ -226,7 +235,8 @@ class _Recording:
         self._piece: _Piece | None = None  # the next may go on with it
 
     def push(self, block: np.ndarray) -> list[Stretch]:
-        return self._ends.push(self._resampler.push(block.astype(np.float32)) * self._gain)
+        scale = np.float32(_FULL_SCALE.get(block.dtype.newbyteorder("="), 1))
+        return self._ends.push(self._resampler.push(block.astype(np.float32) / scale) * self._gain)
 
     def finish(self) -> list[Stretch]:
         return self._ends.push(self._resampler.finish() * self._gain, last=True)

@@ -2,6 +2,7 @@
 
 import struct
 import tracemalloc
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import soundfile
 
 from domains.audio import io
-from domains.audio.io import ClipError, inspect_clip, read_blocks, read_clip, write_clip
+from domains.audio.io import ClipError, inspect_clip, read_blocks, read_clip, read_mixed, write_clip
+from domains.audio.mp3 import _length, read_frames
 from domains.errors import UserError
 from tests.audio.sounds import RATE, noise, tone, write
 
@@ -106,6 +108,10 @@ def make_bad(folder: Path, kind: str) -> Path:
         return with_rate(write(folder / "a.wav", noise()), 7)
     elif kind == "huge rate":
         return with_rate(write(folder / "a.wav", noise()), 2**31 - 1)
+    elif kind == "no rate":
+        return with_rate(write(folder / "a.wav", noise()), 0)
+    elif kind == "rate beyond 31 bits":
+        return with_rate(write(folder / "a.wav", noise()), 2**31)
     return folder / "a.wav"
 
 
@@ -119,8 +125,11 @@ BAD = {
     "cut wav": io.CUT_SHORT,
     "cut aiff": io.CUT_SHORT,
     "cut mp3": io.CUT_SHORT,
+    "cut ogg": io.CUT_SHORT,
     "rate": io.BAD_RATE,
     "huge rate": io.BAD_RATE,
+    "no rate": io.BAD_RATE,
+    "rate beyond 31 bits": io.BAD_RATE,
 }
 
 
@@ -151,6 +160,108 @@ def test_a_cut_mp3_is_told_behind_its_title_too(tmp_path: Path) -> None:
     path.write_bytes(title + whole[: len(whole) // 2])
     with pytest.raises(ClipError, match="cut short"):
         inspect_clip(path)
+
+
+def frame_length(data: bytes, at: int = 0) -> int:
+    return _length(int.from_bytes(data[at : at + 4], "big") >> 9)
+
+
+def untagged(path: Path, samples: np.ndarray, rate: int, mode: str) -> bytes:
+    """An MP3 file without the frame that tells its length."""
+    data = write(path, samples, rate, bitrate_mode=mode, compression_level=0.5).read_bytes()  # type: ignore[arg-type]
+    assert b"Xing" in data[:64] or b"Info" in data[:64]
+    return data[frame_length(data) :]
+
+
+TITLE = b"ID3\x04\x00\x00" + bytes([0, 0, 0x10, 0x00]) + bytes(0x800)
+APE = bytes(100) + b"APETAGEX" + struct.pack("<4I", 2000, 132, 1, 0) + bytes(8)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])  # versions 2.5, 2 and 1
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+@pytest.mark.parametrize(("front", "back"), [(b"", b""), (TITLE * 2, APE + b"TAG" + bytes(125))])
+def test_an_mp3_that_does_not_tell_its_length_is_read_whole(
+    tmp_path: Path, rate: int, channels: int, mode: str, front: bytes, back: bytes
+) -> None:
+    x = np.concatenate([noise(2.0, rate=rate), tone(4.0, rate), 0.1 * noise(2.0, rate=rate)])
+    frames = untagged(tmp_path / "a.mp3", np.stack([x] * channels, axis=1), rate, mode)
+    path = tmp_path / "b.mp3"
+    path.write_bytes(front + frames + back)
+    found = read_clip(path, rate)
+    assert len(x) <= len(found) <= len(x) + 3 * 1152  # the encoder's delay and the rest of the last frame
+    whole = read_clip(tmp_path / "a.mp3", rate)
+    delay = int(np.argmax(np.correlate(found[: rate + 3000], whole[:rate])))
+    np.testing.assert_allclose(found[delay : delay + len(whole)][3000:-3000], whole[3000:-3000], atol=1e-3)
+    for missing in (1, 20):
+        path.write_bytes(front + frames[:-missing] + back)
+        with pytest.raises(ClipError) as caught:
+            inspect_clip(path)
+        assert caught.value.reason == io.CUT_SHORT
+    at = frame_length(frames)
+    path.write_bytes(front + frames[: at + 2])
+    with pytest.raises(ClipError, match="the last frame breaks off in its header"):
+        inspect_clip(path)
+
+
+def test_blocks_of_an_mp3_go_on_into_each_other(tmp_path: Path) -> None:
+    x = np.concatenate([noise(1.0), tone(2.0), noise(1.0)])
+    path = write(tmp_path / "a.mp3", x, bitrate_mode="VARIABLE", compression_level=0.5)  # type: ignore[arg-type]
+    info = inspect_clip(path)
+    blocks = list(read_mixed(path, info, 0.05))
+    assert len(blocks) == 80
+    assert np.array_equal(np.concatenate(blocks), next(read_mixed(path, info)))
+
+
+def test_an_mp3_with_something_between_its_frames_is_left_to_the_decoder(tmp_path: Path) -> None:
+    frames = untagged(tmp_path / "a.mp3", noise(2.0), RATE, "CONSTANT")
+    at = 3 * frame_length(frames)
+    for data in (frames + b"junk", frames + b"j", frames[:at] + b"junk" + frames[at:], b"junk", b""):
+        assert read_frames(BytesIO(data)) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "length"),
+    [
+        (0xFFFB9064, 417),  # version 1, layer III, 128 kbit/s, 44,100 Hz
+        (0xFFFB9264, 418),  # with padding
+        (0xFFF388C4, 288),  # version 2, layer III, 64 kbit/s, 16,000 Hz
+        (0xFFE388C4, 576),  # version 2.5, 8,000 Hz
+        (0xFFFDA404, 576),  # version 1, layer II, 192 kbit/s, 48,000 Hz
+        (0xFFF58004, 417),  # version 2, layer II, 64 kbit/s, 22,050 Hz
+        (0xFFFFC604, 388),  # version 1, layer I, 384 kbit/s, 48,000 Hz, with padding
+        (0xFFFB0064, 0),  # free format
+        (0xFFFBF064, 0),
+        (0xFFFB9C64, 0),
+        (0xFFF19064, 0),  # AAC
+        (0x52494646, 0),
+    ],
+)
+def test_lengths_of_frames(header: int, length: int) -> None:
+    assert _length(header >> 9) == length
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_without_its_end_is_told(tmp_path: Path, subtype: str) -> None:
+    one, two = (
+        write(tmp_path / f"{i}.ogg", noise(4.0, i), format="OGG", subtype=subtype).read_bytes() for i in range(2)
+    )
+    path = tmp_path / "a.ogg"
+    for whole in (one, one + two):
+        path.write_bytes(whole)
+        assert inspect_clip(path).seconds >= 4
+        path.write_bytes(whole + b"TAG" + bytes(125))
+        assert inspect_clip(path).seconds >= 4
+        last = whole.rfind(b"OggS")
+        for size, detail in (
+            (len(whole) - 1, "bytes of the last page are there"),
+            (last + 20, "breaks off in the header of a page"),
+            (last + 29, "breaks off in the header of a page"),
+            (last + 2, "the last page is not the end of a stream"),
+        ):
+            path.write_bytes(whole[:size])
+            with pytest.raises(ClipError, match=f"cut short .*{detail}"):
+                inspect_clip(path)
 
 
 def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,31 @@ def test_a_table_names_clips_and_bad_rows_are_kept_aside(tmp_path: Path) -> None
     }
 
 
+def test_columns_are_known_in_either_case_and_others_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "clips" / "0.wav", noise())
+    write(tmp_path / "clips" / "1.wav", noise(seed=1))
+    where = {"root": str(tmp_path / "clips"), "stores": str(tmp_path / "stores")}
+
+    def told(*rows: str) -> tuple[AudioStore, list[str]]:
+        table = write_table(tmp_path / "t.csv", *rows)
+        store = prepare_store(SourceConfig(**where, manifest=str(table)))  # type: ignore[arg-type]
+        return store, [line for line in capsys.readouterr().err.splitlines() if "column" in line]
+
+    store, lines = told("Path,LABEL, Group ,Split", "0.wav,cat,g1,test", "1.wav,cat,g2,train")
+    clip = store.clips[0]
+    assert (clip.name, clip.label, clip.group, clip.split, lines) == ("0.wav", "cat", "g1", "test", [])
+    name, known = f"{tmp_path.name}/t.csv: manifest:", "not used; known are path, label, group, split"
+    for _ in range(2):  # also where the store is found again
+        store, lines = told("path,label,kit,take", "0.wav,cat,k1,1", "1.wav,cat,k2,1")
+        assert (store.groups, lines) == ([], [f"{name} columns kit, take are {known}"])
+    store, lines = told(",path,lable", "0,0.wav,cat", "1,1.wav,cat")  # the first as pandas writes an index
+    assert (store.labels, lines) == ([], [f"{name} column lable is {known}; did you mean 'label'?"])
+    with pytest.raises(UserError, match=r"t\.csv: has the column 'group' twice; leave one of them"):
+        told("path,group,Group", "0.wav,g1,g2")
+
+
 def test_a_table_elsewhere_is_read_against_the_root(tmp_path: Path) -> None:
     write(tmp_path / "clips" / "x" / "0.wav", noise())
     table = write_table(tmp_path / "t.tsv", "label\tpath", "cat\tx/0.wav")

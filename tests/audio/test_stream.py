@@ -1,6 +1,7 @@
 """Sounds in long recordings: found where they are, named as they are alone, whatever the blocks and the neighbours."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,6 +211,33 @@ def test_what_cannot_be_heard_is_refused() -> None:
         streams.feed({"a": np.zeros((3, 2))})
     with pytest.raises(UserError, match="not numbers"):
         streams.feed({"a": np.array([0.0, np.nan])})
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("<i2", 2**15), (">i2", 2**15), ("i4", 2**31)])
+def test_integer_blocks_are_heard_as_the_floats_that_they_stand_for(kind: str, scale: int) -> None:
+    whole = np.rint(scene() * scale * 0.999).astype(kind)
+    segments, frames = hear(whole, [3000])
+    wanted, rows = hear((whole / scale).astype(np.float32), [3000])
+    assert segments == wanted
+    assert len(segments) == 2
+    assert np.array_equal(frames, rows)
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i8", "?", "O", "c8"])
+def test_blocks_of_other_types_are_refused(kind: str) -> None:
+    streams = SoundStreams(MODEL, LABELS, RATE, slots=1)
+    streams.open("a")
+    with pytest.raises(UserError, match="'a': a block is floats from -1 to 1, int16 or int32, not "):
+        streams.feed({"a": np.zeros(100, kind)})
+
+
+@pytest.mark.parametrize("rate", [0, -5, 999, 768_001, 16000.5, "a", True])
+def test_a_rate_that_is_none_is_refused(rate: Any) -> None:
+    streams = SoundStreams(MODEL, LABELS, RATE, slots=1)
+    with pytest.raises(UserError, match=r"'a': rate=.*: must be a whole number from 1,000 to 768,000"):
+        streams.open("a", rate=rate)
+    assert len(streams) == 0
+    streams.open("a", rate=np.int64(8000))  # type: ignore[arg-type]
 
 
 def test_a_gain_is_what_the_recording_is_multiplied_by() -> None:

@@ -242,6 +242,9 @@ def test_bad_recordings_are_a_line_each_and_the_rest_goes_on(audio: Cli, workspa
         ("locked.wav", "cannot be opened"),
     ):
         assert any(line.startswith(f"kept aside: {name}: {reason}") for line in lines), (name, lines)
+    told = done.err.splitlines()
+    assert "half.wav: 1 of 2 channels silent, and left out" in told
+    assert any(re.fullmatch(r"clipped\.wav: clipped, \d+\.\d\d% of the samples at full scale", line) for line in told)
     rows = list(csv.DictReader((workspace / "labels" / "labels-00000.csv").read_text().splitlines()))
     by_file = {name: [row for row in rows if row["file"] == name] for name in ("good.wav", "clipped.wav", "half.wav")}
     assert sum(map(len, by_file.values())) == len(rows)
