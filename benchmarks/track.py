@@ -51,7 +51,9 @@ def record(path: Path, uri: str) -> str:
     run = client.create_run(experiment, run_name=path.stem).info
     told = {key: value for key, value in result.items() if key != "rows" and not isinstance(value, list)}
     client.log_batch(run.run_id, params=[Param(allowed(key), str(value)[:500]) for key, value in flatten(told).items()])
-    values = [Metric(name, value, run.start_time, step) for name, value, step in metrics(result.get("rows", []))]
+    rows = result.get("rows", [])
+    known = rows if isinstance(rows, list) else []  # of drift.py "rows" is a number
+    values = [Metric(name, value, run.start_time, step) for name, value, step in metrics(known)]
     for first in range(0, len(values), 500):
         client.log_batch(run.run_id, metrics=values[first : first + 500])
     for file in (path, path.with_suffix(".png")):
