@@ -21,12 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.kernels import measured_commit
+from benchmarks.kernels import measured_commit, write_result
 from domains.audio.models.costs import flops_per_sample
 from domains.audio.models.generator import Generator, GeneratorConfig
 from domains.audio.models.sampling import Sampler, read_prompt
 from domains.audio.tokens import LEVELS
-from domains.hardware import describe_hardware, describe_versions
 from mamba_core import BackboneConfig, Mamba2Config
 
 SIZES = {
@@ -132,9 +131,7 @@ def main() -> None:
     for size in arguments.size or SIZES:
         rows.append(run(size, device, arguments.seconds))
         print(json.dumps(rows[-1], indent=1), flush=True)
-    if arguments.json:
-        about = {"commit": commit, "hardware": describe_hardware(device), "versions": describe_versions()}
-        arguments.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    write_result(arguments.json, device, commit, {"rows": rows})
 
 
 if __name__ == "__main__":

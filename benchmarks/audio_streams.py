@@ -28,14 +28,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.kernels import measured_commit
+from benchmarks.kernels import measured_commit, write_result
 from domains.audio.endpoints import EndpointConfig
 from domains.audio.io import read_clip
 from domains.audio.models.classifier import ClassifierConfig, WaveClassifier
 from domains.audio.models.front import FrontConfig
 from domains.audio.sample import sample_clips
 from domains.audio.stream import SoundStreams
-from domains.hardware import describe_hardware, describe_versions
 from mamba_core import BackboneConfig, Mamba2Config
 
 RATE = 16000
@@ -144,9 +143,7 @@ def main() -> None:
     arguments = parser.parse_args()
     commit, device = measured_commit(arguments.commit, arguments.json is not None), torch.device(arguments.device)
     rows = run(arguments.model or list(MODELS), device, arguments.seconds)
-    if arguments.json:
-        about = {"commit": commit, "hardware": describe_hardware(device), "versions": describe_versions()}
-        arguments.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    write_result(arguments.json, device, commit, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -19,14 +19,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.drift import TEST
-from benchmarks.kernels import measured_commit
-from domains.folder import write_json
+from benchmarks.kernels import measured_commit, write_result
 from domains.genomics.io import read_records
 from domains.genomics.model import load_model
 from domains.genomics.module import base_log_probs
 from domains.genomics.sample import sample_genome
 from domains.genomics.tokens import BASES, BOS, VOCAB_SIZE, N, encode
-from domains.hardware import describe_hardware, describe_versions
 from domains.precision import PRECISIONS, to_precision
 from mamba_core import BackboneConfig, CausalLM, GraphedStep, Mamba2Config
 from mamba_core.streaming import stream
@@ -110,11 +108,8 @@ def main() -> None:
     trained = load_model(arguments.model)
     loss = {p: round(bits(to_precision(copy.deepcopy(trained.causal), p), tokens), 6) for p in PRECISIONS}
     print("bits per base:", loss)
-    if arguments.json:
-        about = {"hardware": describe_hardware(torch.device("cpu")), "commit": commit, "versions": describe_versions()}
-        result = {**about, "rows": rows, "bits_per_base": loss, "bases": len(tokens), "sha256": trained.hash}
-        write_json(arguments.json, result)
-        print(f"written to {arguments.json}")
+    result: dict[str, Any] = {"rows": rows, "bits_per_base": loss, "bases": len(tokens), "sha256": trained.hash}
+    write_result(arguments.json, torch.device("cpu"), commit, result)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,12 @@ from torch import Tensor
 
 from benchmarks.jobs import Settings
 from benchmarks.kernel_cases import VOCABULARY, decoder
-from benchmarks.kernels import measured_commit, model_name
-from domains.folder import write_json
+from benchmarks.kernels import measured_commit, model_name, write_result
 from domains.genomics.model import load_model
 from domains.genomics.module import base_log_probs
 from domains.genomics.store import GenomeStore
 from domains.genomics.tokens import BASES, BOS, N
-from domains.hardware import describe_hardware, describe_versions, full_precision
+from domains.hardware import full_precision
 from mamba_core import CausalLM, GraphedStep
 
 TEST = ("chr20", "chr21", "chr22", "chr23")
@@ -114,10 +113,7 @@ def main() -> None:
             model = decoder("mamba2", Settings(arguments.device, arguments.d_model))
             tokens = torch.randint(0, VOCABULARY, (arguments.rows, arguments.steps + 1), device=device)
             results.append({"model": "random", "windows": measure(model, tokens, False)})
-    if arguments.json:
-        about = {"hardware": describe_hardware(device), "commit": commit, "versions": describe_versions()}
-        write_json(arguments.json, {**about, "rows": arguments.rows, "results": results})
-        print(f"written to {arguments.json}")
+    write_result(arguments.json, device, commit, {"rows": arguments.rows, "results": results})
 
 
 if __name__ == "__main__":

@@ -23,12 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import measured_commit, model_name
-from domains.folder import write_json
+from benchmarks.kernels import measured_commit, model_name, write_result
 from domains.genomics import generate
 from domains.genomics.config import GenerateConfig
 from domains.genomics.model import load_model
-from domains.hardware import describe_hardware, describe_versions
 from mamba_core import CausalLM
 
 COUNTS = (1, 64, 1024)
@@ -105,10 +103,7 @@ def main() -> None:
         for count in arguments.counts:
             rows.append(about | measure(loaded.causal, count, arguments.seconds))
             show(rows[-1])
-    if arguments.json:
-        place = {"hardware": describe_hardware(device), "commit": commit, "versions": describe_versions()}
-        write_json(arguments.json, {**place, "precision": GenerateConfig.precision, "rows": rows})
-        print(f"written to {arguments.json}")
+    write_result(arguments.json, device, commit, {"precision": GenerateConfig.precision, "rows": rows})
 
 
 if __name__ == "__main__":

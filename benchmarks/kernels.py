@@ -24,10 +24,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from benchmarks import floors, peers, report
 from benchmarks.jobs import Job, Message, Settings, run_jobs
-from domains.hardware import describe_versions, git_commit
+from domains.folder import write_json
+from domains.hardware import describe_hardware, describe_versions, git_commit
 
 HERE = Path(__file__).resolve().parent
 # 65,536 first: mamba_ssm tunes its kernels at the first length that it meets, and this is the one with bars.
@@ -169,6 +173,16 @@ def measured_commit(given: str | None, needed: bool) -> str | None:
     if needed and commit is None:
         raise SystemExit("--json needs --commit here: there is no checkout that could tell")
     return commit
+
+
+def write_result(path: Path | None, device: torch.device, commit: str | None, found: dict[str, Any]) -> None:
+    """Write what was found, with where and of which commit; nothing without a path."""
+    if path is None:
+        return
+    write_json(
+        path, {"hardware": describe_hardware(device), "commit": commit, "versions": describe_versions(), **found}
+    )
+    print(f"written to {path}")
 
 
 def versions(peer: str | None) -> dict[str, str]:

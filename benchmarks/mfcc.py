@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.kernels import measured_commit
+from benchmarks.kernels import measured_commit, write_result
 from benchmarks.naming import folds_of
 from domains.audio.baselines import MfccLogistic
 from domains.audio.baselines.mfcc import class_numbers, mfcc_features
@@ -21,8 +21,7 @@ from domains.audio.config import TrainConfig
 from domains.audio.metrics import Naming
 from domains.audio.splits import make_splits
 from domains.audio.store import open_store
-from domains.folder import write_json
-from domains.hardware import choose_device, describe_hardware, describe_versions
+from domains.hardware import choose_device
 from domains.settings import from_dict, read_yaml
 
 
@@ -72,10 +71,7 @@ def main() -> None:
         rows.append({"recipe": name} | measure(config, "groups" if name in arguments.groups else "1"))
         shown = {key: rows[-1][key] for key in ("recipe", "clips", "balanced_accuracy", "accuracy", "strengths")}
         print(shown, flush=True)
-    if arguments.json:
-        place = {"hardware": describe_hardware(choose_device("cpu")), "commit": commit, "versions": describe_versions()}
-        write_json(arguments.json, {**place, "rows": rows})
-        print(f"written to {arguments.json}")
+    write_result(arguments.json, choose_device("cpu"), commit, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ turns' wall time, the GPU awaited at the end of each. Weights are bf16, states f
 """
 
 import argparse
-import json
 import math
 import random
 import statistics
@@ -27,8 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import measured_commit
-from domains.hardware import describe_hardware, describe_versions
+from benchmarks.kernels import measured_commit, write_result
 from mamba_core import BackboneConfig, CausalLM, Mamba2Config, State, StreamPool
 
 VOCABULARY = 16
@@ -164,10 +162,7 @@ def main() -> None:
     device = torch.device(arguments.device)
     deadline = time.monotonic() + arguments.time_limit
     rows = run(arguments.models.split(","), arguments.streams, device, deadline)
-    if arguments.json:
-        place = {"commit": commit, "hardware": describe_hardware(device), "versions": describe_versions()}
-        arguments.json.write_text(json.dumps(place | {"dtype": "bfloat16", "rows": rows}, indent=1) + "\n")
-        print(f"written to {arguments.json}")
+    write_result(arguments.json, device, commit, {"dtype": "bfloat16", "rows": rows})
 
 
 if __name__ == "__main__":

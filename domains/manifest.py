@@ -75,8 +75,9 @@ class Manifest:
 
     def changed(self, part: str) -> list[Path]:
         """Files of a part that are there, and not what the manifest says."""
-        stamps = (self.parts.get(part) or self.others.get(part) or {"files": {}})["files"]
-        return [self.out / name for name, stamp in stamps.items() if self._differs(name, stamp)]
+        stamps = self.parts[part]["files"] if part in self.parts else {}
+        there = {name: stamp for name, stamp in stamps.items() if (self.out / name).exists()}
+        return [self.out / name for name, stamp in there.items() if not self._are({name: stamp})]
 
     def record(self, part: str, files: Mapping[str, str], facts: Mapping[str, Any]) -> None:
         """Note that a part is done.
@@ -108,9 +109,6 @@ class Manifest:
         """Note that a file was made of all parts; ``facts`` are what else there is to say about it, plain values."""
         self._table.setdefault(_WHOLE, {})[file] = {**_stamp(self.out / file), **facts}
         write_json(self.path, self._table)
-
-    def _differs(self, name: str, stamp: Mapping[str, Any]) -> bool:
-        return (self.out / name).exists() and not self._are({name: stamp})
 
     def _are(self, stamps: Mapping[str, Mapping[str, Any]]) -> bool:
         try:

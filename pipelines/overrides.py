@@ -76,6 +76,8 @@ def _check_reads(text: str) -> None:
         OverridesParser.create().parse_override(text)
     except HydraException:
         key, _, value = text.partition("=")
+        if value.startswith("~/"):
+            raise UserError(f"cannot read {text!r}; write the folder in full: {key}=$HOME{value[1:]}") from None
         raise UserError(f"cannot read {text!r}; put the value in quotes: {key}='\"{value}\"'") from None
 
 

@@ -218,7 +218,7 @@ def _opened(path: Path) -> Iterator[Any]:
         try:
             file = soundfile.SoundFile(source)
         except soundfile.SoundFileError as error:
-            if not RATES[0] <= (rate := _wav_rate(head)) <= RATES[1]:
+            if (rate := _wav_rate(head)) is not None and not RATES[0] <= rate <= RATES[1]:
                 raise ClipError(path, BAD_RATE, f"{rate:,} samples per second") from None
             raise ClipError(path, NO_AUDIO, _first_line(error)) from None
         # Or soundfile would seek behind each block to where it is already, and MP3 go on with a gap.
@@ -248,10 +248,10 @@ def _blocks(path: Path, file: Any, longest: int = _BLOCK) -> Iterator[np.ndarray
         yield block
 
 
-def _wav_rate(head: bytes) -> int:
-    """The rate that the header of a WAV file tells; RATES[0] where there is none."""
+def _wav_rate(head: bytes) -> int | None:
+    """The rate that the header of a WAV file tells."""
     if head[:4] not in (b"RIFF", b"RIFX", b"RF64") or head[8:12] != b"WAVE":
-        return RATES[0]
+        return None
     order: Literal["little", "big"] = "big" if head[:4] == b"RIFX" else "little"
     at = 12
     while at + 16 <= len(head):
@@ -259,7 +259,7 @@ def _wav_rate(head: bytes) -> int:
             return int.from_bytes(head[at + 12 : at + 16], order)
         size = int.from_bytes(head[at + 4 : at + 8], order)
         at += 8 + size + size % 2
-    return RATES[0]
+    return None
 
 
 def _first_line(error: Exception) -> str:

@@ -40,6 +40,13 @@ def test_mfccs_hear_colour_and_not_order(tmp_path: Path, arrow: AudioStore) -> N
     assert Naming(arrow.labels, class_numbers(arrow, test), told).balanced_accuracy == pytest.approx(0.5, abs=0.06)
 
 
+def test_the_penalty_is_chosen_where_clips_can_be_left_out(tmp_path: Path, arrow: AudioStore) -> None:
+    store = make_store(tmp_path, {"cat": 1, "dog": 3})
+    assert MfccLogistic.fit(store, range(4)).strength == 1.0  # without its one clip "cat" is nowhere
+    train = make_splits(arrow, DataConfig(), labelled=True).clips(arrow, "train")
+    assert MfccLogistic.fit(arrow, train).strength < 1.0  # MFCCs know no order, and should not be believed
+
+
 def test_a_clip_shorter_than_a_window_has_features(tmp_path: Path) -> None:
     write(tmp_path / "clips" / "a.wav", noise(0.01))
     features = mfcc_features(store_of(tmp_path, min_seconds=0.001), [0])

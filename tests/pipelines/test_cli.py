@@ -77,6 +77,7 @@ def test_help_lists_the_choices_that_ship(domain: Domain) -> None:
         (["train", "seed=null"], "seed must have a value"),
         (["train", "data.fasta="], "data.fasta= has no value"),
         (["train", "my.fa"], "'my.fa' is not key=value"),
+        (["train", "data.fasta=~/my.fa"], "write the folder in full: data.fasta=$HOME/my.fa"),
         (["train", "data.fasta=my(1).fa"], "put the value in quotes: data.fasta='\"my(1).fa\"'"),
         (["train", "data.fasta=${nowhere}"], "nowhere"),
         (["train", "--frobnicate"], "unknown option --frobnicate"),

@@ -10,6 +10,16 @@ from benchmarks import track
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "long_context_h100.json"
 
 
+def test_every_result_is_recorded(workspace: Path) -> None:
+    """Whatever stands in it: of drift.py "rows" is a number."""
+    results = [str(RESULT.with_name(f"{name}.json")) for name in ("drift_h200", "generation_h200", "mfcc_cpu")]
+    track.main(results)
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("benchmarks").experiment_id])  # type: ignore[union-attr]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len(runs) == len(results)
+
+
 def test_a_result_is_recorded_with_its_picture(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     track.main([str(RESULT)])
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
